@@ -21,6 +21,9 @@ import pandas as pd
 from tqdm import tqdm as terminal_bar
 from tqdm.auto import tqdm as notebook_bar
 
+# %% ../nbs/00_core.ipynb #68574baa
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # %% ../nbs/00_core.ipynb #da4ca5f2
 ROOT = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path.cwd().parent  # the checkout: nbs/, hw2/, figures/
 

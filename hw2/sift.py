@@ -72,13 +72,13 @@ def nearest(
     "The nearest word of every row, by one matrix product: |x - w|^2 = |x|^2 - 2 x.w + |w|^2, and |x|^2 decides nothing."
     return (np.square(words).sum(1) - 2 * (X.astype(np.float32) @ words.T)).argmin(1)
 
-# %% ../nbs/10_sift.ipynb #9c82135c
+# %% ../nbs/10_sift.ipynb #d845cc29
 class Vocabulary:
     "Visual words (Sivic and Zisserman, 2003); `words_` is (k, 128) float32 once fitted."
     def __init__(self,
         words: int = 128,  # k
         seed: int = 0,
-        sample: int = 200_000,  # descriptors that k-means sees at most, drawn without replacement
+        sample: int = 50_000,  # descriptors that k-means sees at most, drawn without replacement
     ):
         self.words, self.seed, self.sample = words, seed, sample
 

@@ -1,0 +1,36 @@
+# make report | test | lab | bench-free: each makes .venv first when it is missing or the pins changed
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+SHELL := /bin/bash
+TIMED = start=$$SECONDS; finish() { echo "$@: $$((SECONDS - start)) s"; }; trap finish EXIT
+
+.PHONY: help report test lab clean
+
+help:
+	@echo "make report   draw the demo set, extract, train, report: runs/demo/report.html and figures/"
+	@echo "make test     notebooks, export, experiments, oracles, faults"
+	@echo "make lab      JupyterLab on the notebooks"
+	@echo "make clean    remove .venv and all runs"
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(TIMED); echo "making .venv with $(PYTHON) (some minutes, about 2 GB)"; set -e; \
+	$(PYTHON) -m venv --clear .venv; \
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	touch $@
+
+report: $(STAMP)
+	@$(TIMED); set -e; \
+	$(BIN)/hw2 run --params nbs/experiments/params/demo.yaml; \
+	mkdir -p runs/published; \
+	$(BIN)/papermill --no-progress-bar nbs/experiments/published.ipynb runs/published/published.ipynb; \
+	$(BIN)/hw2 publish demo
+
+test: $(STAMP)
+	@$(TIMED); set -e; $(BIN)/python -m pytest
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab nbs
+
+clean:
+	rm -rf .venv runs
