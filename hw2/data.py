@@ -70,7 +70,7 @@ def read_classes(
     "Read the class names back."
     return pd.read_csv(path, dtype=str, keep_default_na=False)["name"].tolist()
 
-# %% ../nbs/02_data.ipynb #f491225d
+# %% ../nbs/02_data.ipynb #0ba259fc
 def read_table(
     path: str | Path,
     columns: list[str],  # those that must be there; others are kept
@@ -88,7 +88,9 @@ def read_table(
 def _unique(values: pd.Series, path) -> None:
     "Raise `DataError` where a value stands twice."
     twice = values[values.duplicated(keep=False)]
-    if len(twice): raise DataError(f"{path}: {values.name} {twice.iloc[0]!r} stands in lines {', '.join(str(i + 2) for i in twice.index[twice == twice.iloc[0]])}")
+    if not len(twice): return
+    lines = ", ".join(str(i + 2) for i in twice.index[twice == twice.iloc[0]])
+    raise DataError(f"{path}: {values.name} {twice.iloc[0]!r} stands in lines {lines}")
 
 # %% ../nbs/02_data.ipynb #70c9b616
 def from_course(

@@ -132,7 +132,7 @@ def _keep(part: dict[str, list[Units]], videos: pd.DataFrame, stores: dict) -> N
     "Store a part, feature by feature."
     for f, units in part.items(): write_part(stores[f][1].path(videos["content"]), units)
 
-# %% ../nbs/21_extract.ipynb #3d7928d5
+# %% ../nbs/21_extract.ipynb #9951814f
 def skipped(
     dataset: Dataset,
     stores: dict[str, tuple],
@@ -140,7 +140,8 @@ def skipped(
 ) -> pd.DataFrame:  # `id, path, cause`
     "Every video that could not be read, and every file that no label names."
     first = next(iter(stores.values()))[1]
-    bad = [(row.id, row.path, _why(dataset.root/row.path, u.error)) for row, u in zip(dataset.manifest.itertuples(), read_units(first, dataset.manifest)) if u.error]
+    units = read_units(first, dataset.manifest)
+    bad = [(row.id, row.path, _why(dataset.root/row.path, u.error)) for row, u in zip(dataset.manifest.itertuples(), units) if u.error]
     if bad and on_error == "stop": raise VideoError(dataset.root/bad[0][1], bad[0][2])
     return pd.DataFrame(bad + [("", p, "no label names this file") for p in dataset.strays], columns=["id", "path", "cause"])
 

@@ -153,7 +153,7 @@ def top1s(
     share = lambda rows: float(np.mean(right[rows].astype(bool))) if rows.any() else None
     return {f"{s}_top1": share(known & (manifest["split"] == s).to_numpy()) for s in ("val", "test")}
 
-# %% ../nbs/33_train.ipynb #c306f135
+# %% ../nbs/33_train.ipynb #01da45ed
 def measure(
     manifest: pd.DataFrame,
     p: np.ndarray,  # (n, classes)
@@ -175,7 +175,8 @@ def predictions_of(
     p: np.ndarray,  # (n, classes)
 ) -> pd.DataFrame:  # id, split, fold, label, pred, p_0 ..
     "The table of predictions: videos that were not trained on."
-    table = pd.concat([manifest[["id", "split", "fold", "label"]].assign(pred=p.argmax(1)), pd.DataFrame(p, columns=[f"p_{k}" for k in range(p.shape[1])])], axis=1)
+    told = manifest[["id", "split", "fold", "label"]].assign(pred=p.argmax(1))
+    table = pd.concat([told, pd.DataFrame(p, columns=[f"p_{k}" for k in range(p.shape[1])])], axis=1)
     return table[table["split"] != "train"].reset_index(drop=True)
 
 # %% ../nbs/33_train.ipynb #d0649956
