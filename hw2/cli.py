@@ -178,3 +178,6 @@ def publish_run(name):
     "Copy the run NAME's figures to figures/ and its results into README.md."
     publish(Path("runs")/name, ROOT/"figures", ROOT/"README.md")
     click.echo(f"figures/ and README.md show the run {name}")
+
+# %% ../nbs/90_cli.ipynb #c7e18dc8
+if __name__ == "__main__" and "__file__" in globals(): app()
