@@ -1,9 +1,9 @@
-# make report | test | lab | bench-free: each makes .venv first when it is missing or the pins changed
-PYTHON ?= python3.11
+# make report | test | lab: each makes .venv first when it is missing or the pins changed
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
 SHELL := /bin/bash
-TIMED = start=$$SECONDS; finish() { echo "$@: $$((SECONDS - start)) s"; }; trap finish EXIT
+TIMED = start=$$SECONDS; trap 'echo "$(notdir $@): $$((SECONDS - start)) s"' EXIT
 
 .PHONY: help report test lab clean
 
@@ -14,7 +14,7 @@ help:
 	@echo "make clean    remove .venv and all runs"
 
 $(STAMP): constraints.txt pyproject.toml
-	@$(TIMED); echo "making .venv with $(PYTHON) (some minutes, about 2 GB)"; set -e; \
+	@$(TIMED); set -e; echo "making .venv with $(PYTHON): some minutes, 2 GB, more with CUDA"; \
 	$(PYTHON) -m venv --clear .venv; \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
 	touch $@
@@ -22,12 +22,10 @@ $(STAMP): constraints.txt pyproject.toml
 report: $(STAMP)
 	@$(TIMED); set -e; \
 	$(BIN)/hw2 run --params nbs/experiments/params/demo.yaml; \
-	mkdir -p runs/published; \
-	$(BIN)/papermill --no-progress-bar nbs/experiments/published.ipynb runs/published/published.ipynb; \
 	$(BIN)/hw2 publish demo
 
 test: $(STAMP)
-	@$(TIMED); set -e; $(BIN)/python -m pytest
+	@$(TIMED); $(BIN)/python -m pytest
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs

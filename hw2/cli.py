@@ -161,7 +161,7 @@ def init(data, out):
     write_text(out, params_text({"data": str(data), "form": form}))
     click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form})\nnext: hw2 run --params {out} --dry-run")
 
-# %% ../nbs/90_cli.ipynb #ec1390c2
+# %% ../nbs/90_cli.ipynb #2f1a623b
 @app.command("predict")
 @click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--run", "name", required=True, help="A run that is done: its name, or its folder.")
@@ -175,7 +175,9 @@ def predict_clips(clips, name):
 @app.command("publish")
 @click.argument("name")
 def publish_run(name):
-    "Copy the run NAME's figures to figures/ and its results into README.md."
+    "Copy the run NAME's figures to figures/ and its results into README.md; audit the report's printed tables anew."
+    audit = {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
+    execute(EXPERIMENTS/"published.ipynb", Path("runs")/name/"published.ipynb", audit)
     publish(Path("runs")/name, ROOT/"figures", ROOT/"README.md")
     click.echo(f"figures/ and README.md show the run {name}")
 

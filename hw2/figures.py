@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARES', 'plot_confusion', 'plot_curves', 'plot_mlp', 'save_figure', 'picture']
 
-# %% ../nbs/38_figures.ipynb #c5d1cb74
+# %% ../nbs/38_figures.ipynb #f1d5ff67
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from IPython.display import Image
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 from .core import whole
 from .metrics import checked
@@ -74,7 +75,7 @@ def plot_confusion(
     if title: ax.set_title(title, loc="left", size=11, parse_math=False)
     return ax
 
-# %% ../nbs/38_figures.ipynb #4ef913fd
+# %% ../nbs/38_figures.ipynb #aeb1f4bf
 def plot_curves(
     history: pd.DataFrame,  # seed, fold, epoch, lr, train_loss, train_top1, val_loss, val_top1
     title: str | None = None,
@@ -93,10 +94,11 @@ def plot_curves(
     for panel, label in zip(ax, ("loss", "top-1")):
         for e in first.loc[first["lr"].diff() > 0, "epoch"]: panel.axvline(e, color="#dddddd", lw=.8, zorder=0)
         panel.set(xlabel="epoch", ylabel=label)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.spines[["top", "right"]].set_visible(False)
     ax[0].set_ylim(bottom=0)
     ax[1].set_ylim(0, 1.02)
-    ax[1].legend(frameon=False, loc="lower right")
+    ax[1].legend(frameon=False, loc="best")
     if title: ax[0].set_title(title, loc="left", size=11, parse_math=False)
     return ax
 
