@@ -28,7 +28,7 @@ from .run import PARAMETERS, ParameterError, Stage, open_run, read_params
 from .train import predict
 from .video import VideoError
 
-# %% ../nbs/90_cli.ipynb #d478fd29
+# %% ../nbs/90_cli.ipynb #dd498888
 EXPERIMENTS = ROOT/"nbs/experiments"
 
 
@@ -46,7 +46,7 @@ def execute(
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger would warn of Python's frozen modules
     try:
         papermill.execute_notebook(str(notebook), str(output), params, progress_bar={"desc": f"{output.stem:12}", "unit": "cell"}, kernel_name="python3",
-                                   config=Config({"KernelManager": {"transport_encryption": "auto"}}))
+                                   config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as e:
         first = e.source.strip().splitlines()[0]
         raise NotebookError(f"{notebook.name} stopped in cell {e.cell_index + 1}: {e.ename}: {e.evalue}\n  cell: {first}\n  executed copy: {output}") from e
@@ -109,7 +109,7 @@ def minutes(seconds: float) -> str:
     "A duration for people."
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-# %% ../nbs/90_cli.ipynb #6d194fda
+# %% ../nbs/90_cli.ipynb #2ea4ed81
 @app.command()
 @click.option("--params", "file", required=True, metavar="FILE", help="YAML file; nbs/experiments/params/demo.yaml shows all parameters.")
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="KEY VALUE", help="One parameter over the file's, as YAML; may be repeated.")
@@ -123,8 +123,8 @@ def run(file, pairs, name, dry_run):
     whole = Stage(folder, "run")
     own = {"name": folder.name, "runs": str(folder.parent)}
     execute(EXPERIMENTS/"extract.ipynb", folder/"extract.ipynb", params | own)
-    for f in params["features"]: execute(EXPERIMENTS/"train.ipynb", folder/f"train_{f}.ipynb", params | own | {"feature": f})
-    report = execute(EXPERIMENTS/"report.ipynb", folder/"report.ipynb", params | own)
+    for f in params["features"]: execute(EXPERIMENTS/"train.ipynb", folder/f"train_{f}.ipynb", own | {"feature": f})
+    report = execute(EXPERIMENTS/"report.ipynb", folder/"report.ipynb", own)
     write_html(report, folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
     took = whole.done()
     click.echo((folder/"figures/summary.md").read_text(encoding="utf-8"))

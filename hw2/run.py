@@ -119,17 +119,17 @@ def one_feature(
     if feature not in params["features"]: raise ParameterError(f"feature {feature!r} is none of this run's: {', '.join(params['features'])}")
     return params | {"features": [feature]}
 
-# %% ../nbs/05_run.ipynb #10728aa1
+# %% ../nbs/05_run.ipynb #e2740506
 def notebook_params(
     variables: Mapping,  # the notebook's `globals()`
     *own: str,  # names of plain variables that are no parameters of the run
-) -> dict:  # all parameters
+) -> dict:  # those that are there
     "The run's parameters among a notebook's variables; raises `ParameterError` for an unknown one."
     plain = (str, int, float, bool, list, dict, type(None))
-    ours = {"In", "Out", *own}
-    return check_params({k: v for k, v in variables.items() if k not in ours and not k.startswith("_") and type(v) in plain})
+    given = {k: v for k, v in variables.items() if k not in {"In", "Out", *own} and not k.startswith("_") and type(v) in plain}
+    return {k: v for k, v in check_params(given).items() if k in given}
 
-# %% ../nbs/05_run.ipynb #2b1a99ba
+# %% ../nbs/05_run.ipynb #0da8d798
 class RunError(RuntimeError):
     "A run folder that cannot be used as asked."
 
@@ -142,26 +142,24 @@ def open_run(
     "Make or re-enter a run's folder; raises `RunError` where it holds other parameters."
     if not name or Path(name).name != name or name.startswith(".") or name == "cache": raise RunError(f"{name!r} cannot name a run")
     run = Path(runs)/name
-    if (run/"params.yaml").exists():
-        before = yaml.safe_load((run/"params.yaml").read_text(encoding="utf-8"))
-        other = [f"  {k}: {before.get(k)!r} there, {params.get(k)!r} now" for k in {**before, **params} if before.get(k) != params.get(k)]
-        if other: raise RunError("\n".join([f"{run} was made with other parameters; choose another name or delete it:", *other]))
+    if (run/"params.yaml").exists(): run_params(run, params)
     else: write_text(run/"params.yaml", yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
     return run
 
-# %% ../nbs/05_run.ipynb #71ef61ca
+
 def run_params(
     run: str | Path,  # a run's folder
+    expected: Mapping | None = None,  # parameters that it must have
 ) -> dict:  # all parameters
-    "The parameters of a run that exists; raises `RunError` where there is none."
-    if not (Path(run)/"params.yaml").is_file(): raise RunError(f"{run}: no run here" + _others(Path(run)))
-    return read_params(Path(run)/"params.yaml")
-
-
-def _others(run: Path) -> str:
-    "The runs beside a missing one."
-    there = sorted(p.parent.name for p in run.parent.glob("*/params.yaml")) if run.parent.is_dir() else []
-    return f"; there are: {', '.join(there)}" if there else ""
+    "The parameters of a run that exists; raises `RunError` where there is none, or one with other parameters than expected."
+    run = Path(run)
+    if not (run/"params.yaml").is_file():
+        there = sorted(p.parent.name for p in run.parent.glob("*/params.yaml"))
+        raise RunError(f"{run}: no run here" + (f"; there are: {', '.join(there)}" if there else ""))
+    params = read_params(run/"params.yaml")
+    other = [f"  {k}: {params[k]!r} there, {v!r} now" for k, v in (expected or {}).items() if params[k] != v]
+    if other: raise RunError("\n".join([f"{run} was made with other parameters; choose another name or delete it:", *other]))
+    return params
 
 # %% ../nbs/05_run.ipynb #2a9709e2
 LIBRARIES = ["av", "numpy", "opencv-python", "pandas", "pyarrow", "scikit-learn", "torch", "torchvision"]  # those that make the numbers
