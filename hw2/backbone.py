@@ -249,7 +249,7 @@ def embed(
     finally: hook.remove()
     return flatten_maps(seen[-1]).float().cpu().numpy()[:len(x)]
 
-# %% ../nbs/11_backbone.ipynb #d3cbfa89
+# %% ../nbs/11_backbone.ipynb #ea4a79bb
 class Embeddings:
     "The contract of all three features, for a network: subclasses add `name`, `times` and `units`."
     version = 1
@@ -259,6 +259,10 @@ class Embeddings:
         self.frame_shape, self.frame_dtype = self.prepare(np.zeros((32, 32, 3), np.uint8)).shape, np.dtype("float32")
 
     def key(self) -> dict: return dict(feature=self.name, version=self.version) | self.backbone.key()
+
+    def ready(self) -> None:
+        "Build the network: weights that do not fit are told before the work, not in the middle of it."
+        self.backbone.network  # noqa: B018
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray: return self.backbone.prepare(rgb)  # (h, w, 3) uint8 -> (3, H, W) float32
 

@@ -105,7 +105,7 @@ def lacking(
     todo = [(c, [f for f, (_, s) in stores.items() if not s.path(c["content"]).exists()]) for c in chunks(manifest)]
     return [(c, features) for c, features in todo if features]
 
-# %% ../nbs/21_extract.ipynb #fdb41699
+# %% ../nbs/21_extract.ipynb #8b7ef09e
 def extract(
     dataset: Dataset,  # contents hashed
     params: dict,
@@ -113,6 +113,7 @@ def extract(
     "Fill the store; raises `VideoError` for an unreadable video where `on_error` is stop, after its part is stored."
     stores = stores_of(params)
     todo = lacking(dataset.manifest, stores)
+    for f in {f for _, features in todo for f in features}: stores[f][0].ready()
 
     def work():
         with worker_pool(params) as pool:

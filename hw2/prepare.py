@@ -71,7 +71,7 @@ def prepare_video(
                     files[f].write(prepared)
     return {f: Spooled(files[f].name, t[:, 0], (*t.shape, *extractors[f].frame_shape), extractors[f].frame_dtype) for f, (t, _) in plan.items()}
 
-# %% ../nbs/19_prepare.ipynb #103ae5ea
+# %% ../nbs/19_prepare.ipynb #176c500c
 _worker = {}
 
 
@@ -95,3 +95,4 @@ def prepare_or_why(path: str, features: list[str], spool: str) -> tuple[dict[str
     "What the pool runs: the prepared video, or why there is none."
     try: return prepare_video(path, {f: _worker[f] for f in features}, spool), ""
     except VideoError as e: return {}, e.cause
+    except Exception as e: raise RuntimeError(f"{path}: {type(e).__name__}: {e}") from e  # no fault of the video's: the run stops and names it

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from .video import frame_times, pool_units
 
-# %% ../nbs/10_sift.ipynb #26ddde19
+# %% ../nbs/10_sift.ipynb #5488a62e
 class Descriptors:
     "SIFT of every chosen frame. The contract of all three features: when to look, what to make of a frame, what of a batch."
     name, version = "sift", 1
@@ -35,6 +35,8 @@ class Descriptors:
     def times(self, duration: float) -> np.ndarray:  # (n, 1) seconds
         "The moments whose frames make each unit."
         return frame_times(duration, self.fps)
+
+    def ready(self) -> None: "Nothing has to be loaded."
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:  # (h, w, 3) uint8 -> (keypoints, 128) uint8
         "A frame's descriptors, strongest first."
