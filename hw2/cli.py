@@ -6,7 +6,7 @@
 __all__ = ['EXPERIMENTS', 'NotebookError', 'execute', 'Commands', 'app', 'value_of', 'outlook', 'minutes', 'run', 'form_of',
            'params_text', 'init', 'predict_clips', 'publish_run']
 
-# %% ../nbs/90_cli.ipynb #43177ab1
+# %% ../nbs/90_cli.ipynb #6ee0dd0c
 import os
 import sys
 import time
@@ -24,7 +24,7 @@ from .data import DataError, parts, read_dataset
 from .extract import dataset_of, extract_part, lacking, stores_of
 from .page import publish, write_html
 from .prepare import worker_pool
-from .run import PARAMETERS, ParameterError, Stage, open_run, read_params
+from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_params
 from .train import predict
 from .video import VideoError
 
@@ -54,7 +54,7 @@ def execute(
         raise NotebookError(f"{notebook.name}: its process died, most likely for lack of memory; executed copy: {output}") from e
     return output
 
-# %% ../nbs/90_cli.ipynb #d0266efa
+# %% ../nbs/90_cli.ipynb #12e5bbe5
 class Commands(click.Group):
     "A group whose commands turn errors that a person can mend into one line."
     def invoke(self, context):
@@ -76,10 +76,12 @@ def value_of(
     pair: tuple[str, str],  # a parameter's name and YAML text
 ) -> dict:
     "One `-p key value`."
-    try: return {pair[0]: yaml.safe_load(pair[1])}
-    except yaml.YAMLError as e: raise ParameterError(f"{pair[0]}: {pair[1]!r} is not YAML") from e
+    try: value = yaml.safe_load(pair[1])
+    except yaml.YAMLError as e: raise ParameterError(f"{pair[0]}: {pair[1]!r} is not YAML; quote it once more: '\"{pair[1]}\"'") from e
+    try: return {pair[0]: float(value) if isinstance(value, str) else value}  # YAML takes 1e-3 for text
+    except ValueError: return {pair[0]: value}
 
-# %% ../nbs/90_cli.ipynb #d638641b
+# %% ../nbs/90_cli.ipynb #8c520569
 def outlook(
     params: dict,
     sample: int = 8,  # videos to time
@@ -96,11 +98,11 @@ def outlook(
     todo = lacking(dataset.manifest, stores)
     for f in stores: lines.append(f"{f}: {sum(len(v) for v, features in todo if f in features)} videos to extract")
     if not todo: return "\n".join([*lines, "nothing to extract"])
-    videos = pd.concat([v for v, _ in todo])
+    videos, wanted = pd.concat([v for v, _ in todo]), {f: stores[f][0] for _, features in todo for f in features}
     with worker_pool(params) as pool:
         for part in (videos.head(1), videos.head(sample)):  # the first starts the workers and builds the networks
             start = time.perf_counter()
-            for _ in extract_part(part, dataset.root, {f: e for f, (e, _) in stores.items()}, pool): pass
+            for _ in extract_part(part, dataset.root, wanted, pool): pass
             seconds = (time.perf_counter() - start) / len(part)
     return "\n".join([*lines, f"extraction: about {minutes(seconds * len(videos))}, from {len(part)} videos timed now"])
 
@@ -109,28 +111,31 @@ def minutes(seconds: float) -> str:
     "A duration for people."
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-# %% ../nbs/90_cli.ipynb #2ea4ed81
+# %% ../nbs/90_cli.ipynb #0c3fdcd7
 @app.command()
 @click.option("--params", "file", required=True, metavar="FILE", help="YAML file; nbs/experiments/params/demo.yaml shows all parameters.")
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="KEY VALUE", help="One parameter over the file's, as YAML; may be repeated.")
 @click.option("--name", help="The run's name; the file's if not given.")
-@click.option("--dry-run", is_flag=True, help="Print counts and an estimate; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print counts and an estimate from a few videos; the demo set and weights are fetched for it.")
 def run(file, pairs, name, dry_run):
     "Extract, train each feature, report; goes on where the same run stopped."
-    params = read_params(file, *map(value_of, pairs))
-    if dry_run: click.echo(outlook(params)); return
-    folder = open_run(name or Path(file).stem, params)
-    whole = Stage(folder, "run")
+    params, name = read_params(file, *map(value_of, pairs)), name or Path(file).stem
+    if dry_run:
+        if Path("runs", name).exists(): run_params(Path("runs", name), params)
+        click.echo(outlook(params))
+        return
+    folder = open_run(name, params)
+    total = Stage(folder, "run")
     own = {"name": folder.name, "runs": str(folder.parent)}
     execute(EXPERIMENTS/"extract.ipynb", folder/"extract.ipynb", params | own)
     for f in params["features"]: execute(EXPERIMENTS/"train.ipynb", folder/f"train_{f}.ipynb", own | {"feature": f})
     report = execute(EXPERIMENTS/"report.ipynb", folder/"report.ipynb", own)
     write_html(report, folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
-    took = whole.done()
+    took = total.done()
     click.echo((folder/"figures/summary.md").read_text(encoding="utf-8"))
     click.echo(f"{folder/'report.html'}: done in {minutes(took['seconds'])}, peak memory {took['peak_memory_gb']:.1f} GB")
 
-# %% ../nbs/90_cli.ipynb #f0c93591
+# %% ../nbs/90_cli.ipynb #43340ee5
 def form_of(
     data: Path,  # a folder or a CSV file
 ) -> str:  # "course", "folders" or "csv"
@@ -146,7 +151,7 @@ def params_text(
     values: dict,  # parameters that differ from their defaults
 ) -> str:  # YAML, a line each, with what it means
     "All parameters as a file to edit."
-    literal = lambda v: yaml.safe_dump(v, default_flow_style=True).splitlines()[0]
+    literal = lambda v: yaml.safe_dump(v, default_flow_style=True, width=float("inf"), allow_unicode=True).splitlines()[0]
     return "".join(f"{k}: {literal(values.get(k, default))}  # {meaning}\n" for k, (default, _, meaning) in PARAMETERS.items())
 
 
@@ -161,14 +166,14 @@ def init(data, out):
     write_text(out, params_text({"data": str(data), "form": form}))
     click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form})\nnext: hw2 run --params {out} --dry-run")
 
-# %% ../nbs/90_cli.ipynb #2f1a623b
+# %% ../nbs/90_cli.ipynb #593247d8
 @app.command("predict")
 @click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--run", "name", required=True, help="A run that is done: its name, or its folder.")
 def predict_clips(clips, name):
     "Label new CLIPS with all classifiers of a run."
     told = predict(Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name, list(clips))
-    click.echo(told.fillna("").to_string(index=False, float_format=lambda p: f"{p:.3f}"))
+    click.echo(told.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}"))
     if (told["error"] != "").any(): raise click.exceptions.Exit(1)
 
 

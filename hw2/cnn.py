@@ -11,10 +11,10 @@ import numpy as np
 from .backbone import Backbone, Embeddings, embed
 from .video import frame_times
 
-# %% ../nbs/12_cnn.ipynb #d0f77ef4
+# %% ../nbs/12_cnn.ipynb #c2b9b37b
 class FrameEmbeddings(Embeddings):
     "A 2-D network's embedding of every chosen frame."
-    name = "cnn"
+    name, looks_at = "cnn", "frames"
 
     def __init__(self,
         backbone: Backbone,  # "convnext_base" is the report's

@@ -11,10 +11,10 @@ import numpy as np
 from .backbone import Backbone, Embeddings, embed
 from .video import clip_times
 
-# %% ../nbs/13_cnn3d.ipynb #df0ba5b7
+# %% ../nbs/13_cnn3d.ipynb #ddb6bd67
 class ClipEmbeddings(Embeddings):
     "A 3-D network's embedding of every clip."
-    name = "cnn3d"
+    name, looks_at = "cnn3d", "clips"
 
     def __init__(self,
         backbone: Backbone,  # "r2plus1d_18" is the report's

@@ -7,8 +7,9 @@ __all__ = ['COLUMNS', 'SPLITS', 'DataError', 'Dataset', 'write_manifest', 'read_
            'read_table', 'from_course', 'from_folders', 'from_csv', 'read_dataset', 'split_manifest', 'parts',
            'hash_contents']
 
-# %% ../nbs/02_data.ipynb #6504c91c
+# %% ../nbs/02_data.ipynb #0fd3124a
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_classes(
     "Read the class names back."
     return pd.read_csv(path, dtype=str, keep_default_na=False)["name"].tolist()
 
-# %% ../nbs/02_data.ipynb #0ba259fc
+# %% ../nbs/02_data.ipynb #f5c1fb4e
 def read_table(
     path: str | Path,
     columns: list[str],  # those that must be there; others are kept
@@ -78,8 +79,11 @@ def read_table(
     "Read a CSV file; raises `DataError` for a missing file, a file that is no UTF-8 CSV, or a missing column."
     path = Path(path)
     if not path.is_file(): raise DataError(f"{path}: no such file")
-    try: df = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e: raise DataError(f"{path}: not a CSV file: {e}") from e
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
+        try: df = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, index_col=False)
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as e:
+            raise DataError(f"{path}: not a CSV file: {e}") from e
     missing = [c for c in columns if c not in df.columns]
     if missing: raise DataError(f"{path}: no column {', '.join(missing)}; it has {', '.join(map(repr, df.columns))}")
     return df
@@ -185,7 +189,7 @@ def _group(name: str, pattern: str | None) -> str:
     if not found: raise DataError(f"{name}: the group pattern {pattern!r} finds nothing in this file name")
     return found.group(1) if found.re.groups else found.group()
 
-# %% ../nbs/02_data.ipynb #bf192e45
+# %% ../nbs/02_data.ipynb #f983cfb2
 def from_csv(
     path: str | Path,  # columns path,label[,split][,group]; paths are relative to this file's folder
 ) -> Dataset:  # rows in file order, classes by name; rows without a label are test rows
@@ -193,9 +197,12 @@ def from_csv(
     path = Path(path)
     df = read_table(path, ["path", "label"])
     _unique(df["path"], path)
+    if "split" in df: df["split"] = _splits(df["split"].where((df["label"] != "") | (df["split"] != ""), "test"), path)
+    lost = df.index[(df["label"] == "") & (df["split"] != "test")] if "split" in df else []
+    if len(lost): raise DataError(f"{path}, line {lost[0] + 2}: split {df['split'][lost[0]]!r} but no label")
     numbers = df["label"][df["label"] != ""].str.fullmatch(r"\d+").all()
     classes = sorted(set(df["label"]) - {""}, key=int if numbers else str)
-    split = _splits(df["split"].where(df["label"] != "", "test"), path) if "split" in df else [None if y else "test" for y in df["label"]]
+    split = df["split"] if "split" in df else [None if y else "test" for y in df["label"]]
     group = df["group"] if "group" in df else [""] * len(df)
     rows = [dict(id=p, path=p, label=classes.index(y) if y else None, split=s, group=g) for p, y, s, g in zip(df["path"], df["label"], split, group)]
     return Dataset(path.parent, _manifest(rows), classes)
@@ -212,7 +219,7 @@ def read_dataset(
     if len(dataset.classes) < 2: raise DataError(f"{data}: {len(dataset.classes)} class{'es' * (not dataset.classes)}; at least two are needed")
     return dataset
 
-# %% ../nbs/02_data.ipynb #340d2bee
+# %% ../nbs/02_data.ipynb #199a955b
 def split_manifest(
     manifest: pd.DataFrame,
     split_seed: int = 666,  # the report's
@@ -222,6 +229,8 @@ def split_manifest(
     m = manifest.copy()
     m.loc[m["label"].isna(), "split"] = "test"
     free = np.flatnonzero(m["split"] != "test")
+    alone = m["group"].iloc[free] == ""
+    if alone.any() and not alone.all(): raise DataError(f"{m['id'].iloc[free[alone][0]]}: no group, though other videos have one")
     if folds is not None: return _with_folds(m, free, folds, split_seed)
     given = m["split"].iloc[free] != ""
     if given.any():

@@ -6,11 +6,12 @@
 __all__ = ['PARAMETERS', 'DEFAULTS', 'LIBRARIES', 'ParameterError', 'check_params', 'read_params', 'one_feature',
            'notebook_params', 'RunError', 'open_run', 'run_params', 'surroundings', 'add_record', 'Stage']
 
-# %% ../nbs/05_run.ipynb #15f789d1
+# %% ../nbs/05_run.ipynb #51050ce6
 import difflib
 import json
 import os
 import platform
+import re
 import subprocess
 import threading
 import time
@@ -24,25 +25,32 @@ import yaml
 
 from .core import ROOT, write_json, write_text
 
-# %% ../nbs/05_run.ipynb #c55ac5c7
+# %% ../nbs/05_run.ipynb #80d06b77
 class ParameterError(ValueError):
     "A parameter that is unknown or has a value it cannot have; the message names it and says what is known."
 
 
 def _rule(words, holds): return words, holds
-def _number(low): return _rule(f"a number above {low}", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v > low)
+def _number(low): return _rule(f"a number above {low}", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low < v < float("inf"))
 def _count(low): return _rule(f"a whole number from {low}", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low)
 def _text(): return _rule("a text", lambda v: isinstance(v, str) and v != "")
 def _one_of(*known): return _rule("one of " + ", ".join("null" if k is None else str(k) for k in known), lambda v: v in known)
 def _or(*rules): return _rule(" or ".join(r[0] for r in rules), lambda v: any(r[1](v) for r in rules))
+def _pattern(): return _rule("a regular expression", _compiles)
 def _null(): return _rule("null", lambda v: v is None)
 def _list(rule): return _rule(f"a list, each {rule[0]}", lambda v: isinstance(v, list) and len(v) > 0 and all(map(rule[1], v)) and len(set(v)) == len(v))
 
-# %% ../nbs/05_run.ipynb #6c6bf42c
+# %% ../nbs/05_run.ipynb #26c0d2e6
+def _compiles(value) -> bool:
+    "True for the text of a regular expression."
+    try: return isinstance(value, str) and bool(re.compile(value))
+    except re.error: return False
+
+# %% ../nbs/05_run.ipynb #d826220c
 PARAMETERS = {  # name: (default, what it may be, what it means)
     "data": ("demo", _text(), "the set: a folder, a CSV file, or demo: the embedded set, drawn on the spot"),
     "form": ("course", _one_of("course", "folders", "csv"), "how it is labelled"),
-    "group": (None, _or(_null(), _text()), "folders: pattern that takes the group (the actor) out of a file's name"),
+    "group": (None, _or(_null(), _pattern()), "folders: pattern that takes the group (the actor) out of a file's name"),
     "folds": (None, _or(_null(), _one_of("group"), _count(2)), "null: one split; a number: k folds; group: leave one group out"),
     "split_seed": (666, _count(0), "the report's random_state"),
     "features": (["sift", "cnn", "cnn3d"], _list(_one_of("sift", "cnn", "cnn3d")), "which features, in the report's order"),
@@ -119,14 +127,16 @@ def one_feature(
     if feature not in params["features"]: raise ParameterError(f"feature {feature!r} is none of this run's: {', '.join(params['features'])}")
     return params | {"features": [feature]}
 
-# %% ../nbs/05_run.ipynb #e2740506
+# %% ../nbs/05_run.ipynb #5a1d0046
 def notebook_params(
-    variables: Mapping,  # the notebook's `globals()`
+    variables: dict,  # the notebook's `globals()`
     *own: str,  # names of plain variables that are no parameters of the run
 ) -> dict:  # those that are there
     "The run's parameters among a notebook's variables; raises `ParameterError` for an unknown one."
-    plain = (str, int, float, bool, list, dict, type(None))
-    given = {k: v for k, v in variables.items() if k not in {"In", "Out", *own} and not k.startswith("_") and type(v) in plain}
+    plain, seen = (str, int, float, bool, list, dict, type(None)), variables.get("_variables_then", variables)
+    ours = lambda k: (k in PARAMETERS or k in seen) and k not in {"In", "Out", *own} and not k.startswith("_")
+    given = {k: v for k, v in variables.items() if ours(k) and type(v) in plain}
+    variables.setdefault("_variables_then", set(variables))  # when the cell is run again, what later cells defined is no parameter
     return {k: v for k, v in check_params(given).items() if k in given}
 
 # %% ../nbs/05_run.ipynb #0da8d798

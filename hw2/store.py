@@ -18,24 +18,23 @@ import pyarrow.parquet as pq
 from .core import key_hash, whole, write_json
 from .data import read_manifest
 
-# %% ../nbs/20_store.ipynb #0aa87054
+# %% ../nbs/20_store.ipynb #684ab263
 PART = 32  # videos in a part
 
 
 @dataclass(frozen=True)
 class Store:
     "One feature's parts under one key."
-    folder: Path
+    cache: Path  # the folder that holds all stores
+    key: dict  # what makes the numbers; `key["feature"]` names the feature
 
-    @classmethod
-    def of(cls,
-        cache: str | Path,  # the folder that holds all stores
-        key: dict,  # what makes the numbers; `key["feature"]` names the feature
-    ) -> "Store":
-        "The store for this key; its folder and key.json are made when missing."
-        folder = Path(cache)/f"{key['feature']}-{key_hash(key)}"
-        if not (folder/"key.json").exists(): write_json(folder/"key.json", key)
-        return cls(folder)
+    @property
+    def folder(self) -> Path: return Path(self.cache)/f"{self.key['feature']}-{key_hash(self.key)}"
+
+    def keep(self, contents: Iterable[str], videos: list["Units"]) -> Path:  # the file
+        "Write a part, and with the first one key.json."
+        if not (self.folder/"key.json").exists(): write_json(self.folder/"key.json", self.key)
+        return write_part(self.path(contents), videos)
 
     def path(self, contents: Iterable[str]) -> Path:
         "Where the part with these videos is or will be."
@@ -89,28 +88,26 @@ def read_part(
     return [Units(content.as_py(), array(times).ravel(), array(units, *shape)) if units.is_valid else Units(content.as_py(), error=error.as_py())
             for content, times, units, error in zip(*(table[c] for c in ("content", "times", "units", "error")))]
 
-# %% ../nbs/20_store.ipynb #e0f5d593
+# %% ../nbs/20_store.ipynb #8720b2f1
 def missing(
     store: Store,
     manifest: pd.DataFrame,
-    size: int = PART,
 ) -> list[pd.DataFrame]:  # chunks whose part is not there
     "What is left to extract."
-    return [c for c in chunks(manifest, size) if not store.path(c["content"]).exists()]
+    return [c for c in chunks(manifest) if not store.path(c["content"]).exists()]
 
 
 def read_units(
     store: Store,
     manifest: pd.DataFrame,
-    size: int = PART,
 ) -> list[Units]:  # one a row of the manifest
     "The units of every video; raises `FileNotFoundError` where a part has not been extracted."
-    left = missing(store, manifest, size)
+    left = missing(store, manifest)
     if left: raise FileNotFoundError(f"{store.folder}: {sum(map(len, left))} videos are not extracted, the first one {left[0]['id'].iloc[0]}")
-    found = {v.content: v for c in chunks(manifest, size) for v in read_part(store.path(c["content"]))}
+    found = {v.content: v for c in chunks(manifest) for v in read_part(store.path(c["content"]))}
     return [found.get(content, Units("", error="no such file, or it cannot be opened")) for content in manifest["content"]]
 
-# %% ../nbs/20_store.ipynb #a6d5470a
+# %% ../nbs/20_store.ipynb #34d32acb
 def write_vectors(
     path: Path,
     manifest: pd.DataFrame,  # rows of the vectors
@@ -126,7 +123,7 @@ def load(
     run: str | Path,  # a run's folder
     feature: str,  # "sift", "cnn" or "cnn3d"
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:  # X (n, d) float32; y (n,) int64, -1 where unlabelled; the manifest's n rows
-    "One feature of a run as arrays, videos that could not be read left out."
+    "One feature of a run as arrays, videos that could not be read left out. With folds SIFT's columns are other words in every fold: compare rows of one fold."
     file = Path(run)/feature/"vectors.parquet"
     if not file.is_file(): raise FileNotFoundError(f"{file}: not there; train {feature} in this run first")
     table = pq.read_table(file)

@@ -1,0 +1,356 @@
+"""Bad input: a clear error that names the thing, and nothing lost"""
+
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from hw2.backbone import Backbone, WeightsError, build, download, embed, load_weights
+from hw2.cli import app
+from hw2.core import ROOT, pick_device
+from hw2.data import DataError, from_course, from_csv, from_folders, parts, read_dataset, split_manifest
+from hw2.extract import dataset_of, extract, stores_of
+from hw2.run import ParameterError, RunError, check_params, open_run, read_params
+from hw2.sift import BagOfWords
+from hw2.store import read_units
+from hw2.train import predict, submission, train_feature
+from hw2.video import VideoError, probe
+
+MINI = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu", "cnn_backbone": "convnext_mini", "cnn_weights": "random"}
+
+
+def course(root: Path, **tables: str) -> Path:
+    "A course folder with two videos a class; `tables` replace its label files, None leaves one out."
+    (root/"labels").mkdir(parents=True)
+    (root/"videos").mkdir()
+    for i in range(5): (root/f"videos/v{i}.mp4").write_bytes(b"not looked at")
+    good = {"cls_map": "Label,Category\n0,cat\n1,dog\n", "train_val": "Id,Category\nv0,0\nv1,0\nv2,1\nv3,1\n", "test_for_students": "Id,Category\nv4,\n"}
+    for name, text in (good | tables).items():
+        if text is not None: (root/f"labels/{name}.csv").write_text(text)
+    return root
+
+
+def table(folder: Path, text: str) -> Path:
+    "A file `table.csv`."
+    (folder/"table.csv").write_text(text)
+    return folder/"table.csv"
+
+
+def test_the_course_folder_that_the_others_spoil_is_good(tmp_path):
+    dataset = from_course(course(tmp_path/"c"))
+    assert dataset.classes == ["cat", "dog"] and len(dataset.manifest) == 5 and dataset.strays == []
+
+
+# Labels
+
+
+@pytest.mark.parametrize("form, name", [("folders", "nowhere"), ("course", "nowhere/videos"), ("csv", "nowhere")])
+def test_missing_folder_or_table(form, name, tmp_path):
+    with pytest.raises(DataError, match=f"{name}: no such"): read_dataset(tmp_path/"nowhere", form)
+
+
+@pytest.mark.parametrize("name", ["cls_map", "train_val", "test_for_students"])
+def test_missing_label_file(name, tmp_path):
+    with pytest.raises(DataError, match=f"{name}.csv: no such file"): from_course(course(tmp_path/"c", **{name: None}))
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("train_val", "Name,Category\nv0,0\n", "train_val.csv: no column Id; it has 'Name', 'Category'"),
+    ("train_val", "Id\nv0\n", "train_val.csv: no column Category"),
+    ("test_for_students", "Id;Category\nv4;\n", "test_for_students.csv: no column Id, Category"),
+    ("cls_map", "Label,Name\n0,cat\n", "cls_map.csv: no column Category"),
+    ("cls_map", "Label,Category\nzero,cat\n1,dog\n", "cls_map.csv, line 2: 'zero' is no class index"),
+    ("cls_map", "Label,Category\n0,cat\n2,dog\n", "cls_map.csv: class indices must be 0 to 1"),
+    ("cls_map", "Label,Category\n0,cat\n1,cat\n", "cls_map.csv: Category 'cat' stands in lines 2, 3"),
+    ("train_val", "", "train_val.csv: not a CSV file"),
+    ("train_val", "Id,Category\nv0,0\nv1,0,0,0\n", "train_val.csv: not a CSV file"),
+    ("train_val", "Id,Category\nv0,0\nv1,0\nv2,cow\n", "train_val.csv, line 4: unknown label 'cow'; known: 0 to 1, cat, dog"),
+    ("train_val", "Id,Category\nv0,0\nv1,2\n", "train_val.csv, line 3: unknown label '2'"),
+    ("train_val", "Id,Category\nv0,0\nv1,\n", "train_val.csv, line 3: unknown label ''"),
+    ("train_val", "Id,Category\nv0,0\nv1,0\nv0,1\n", "train_val.csv: Id 'v0' stands in lines 2, 4"),
+    ("test_for_students", "Id,Category\nv4,\nv1,\n", "train_val.csv with test_for_students.csv: Id 'v1' stands"),
+    ("train_val", "Id,Category\n../v0,0\n", "id '../v0' cannot be a file name"),
+    ("test_labels", "Id,Category\nv9,0\n", "test_labels.csv, line 2: unknown id 'v9'"),
+    ("split", "Id,Split\nv0,training\n", "split.csv, line 2: unknown split 'training'"),
+])
+def test_wrong_label_files(name, text, words, tmp_path):
+    with pytest.raises(DataError) as error: from_course(course(tmp_path/"c", **{name: text}))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("file,label\na.mp4,x\n", "table.csv: no column path"),
+    ("path\na.mp4\n", "table.csv: no column label"),
+    ("path,label\na.mp4,x\nb.mp4,y\na.mp4,y\n", "table.csv: path 'a.mp4' stands in lines 2, 4"),
+    ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "table.csv, line 3: unknown split 'dev'"),
+])
+def test_wrong_table(text, words, tmp_path):
+    with pytest.raises(DataError) as error: from_csv(table(tmp_path, text))
+    assert words in str(error.value)
+
+
+def test_fewer_than_two_classes(tmp_path):
+    (tmp_path/"set/only").mkdir(parents=True)
+    with pytest.raises(DataError, match="set: 1 class; at least two"): read_dataset(tmp_path/"set", "folders")
+    with pytest.raises(DataError, match="table.csv: 1 class; at least two"): read_dataset(table(tmp_path, "path,label\na.mp4,x\nb.mp4,x\n"), "csv")
+
+
+def test_a_class_without_a_training_video(tmp_path):
+    dataset = read_dataset(table(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,val\n"), "csv")
+    with pytest.raises(DataError, match="no training video for class y"): parts(split_manifest(dataset.manifest), dataset.classes)
+    dataset = read_dataset(table(tmp_path, "path,label,group\na.mp4,x,1\nb.mp4,x,2\nc.mp4,y,1\n"), "csv")
+    with pytest.raises(DataError, match="no training video in fold 0 for class y"): parts(split_manifest(dataset.manifest, folds="group"), dataset.classes)
+
+
+@pytest.mark.parametrize("folds, words", [("group", "at least two groups"), (3, "smallest class has 2 videos")])
+def test_folds_that_cannot_be_made(folds, words, tmp_path):
+    dataset = from_course(course(tmp_path/"c"))
+    with pytest.raises(DataError, match=words): split_manifest(dataset.manifest, folds=folds)
+
+
+def test_a_file_name_without_its_group(tmp_path):
+    (tmp_path/"a").mkdir()
+    (tmp_path/"a/clip.mp4").touch()
+    with pytest.raises(DataError, match=r"clip.mp4: the group pattern '\^\(\.\+\)_' finds nothing"): from_folders(tmp_path, "^(.+)_")
+
+
+def test_a_split_for_some_videos_only(tmp_path):
+    dataset = read_dataset(table(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,val\n"), "csv")
+    dataset.manifest.loc[1, "split"] = ""
+    with pytest.raises(DataError, match="b.mp4: no split given"): split_manifest(dataset.manifest)
+
+
+# Videos
+
+
+BAD = {"absent": "no such file", "empty": "empty file (0 bytes)", "text": "Invalid data", "half": "Invalid data", "front": "truncated: ",
+       "sound": "no video stream", "still": "no frames", "folder": "a folder, not a file"}
+
+
+def spoil(videos: Path, good: Path) -> None:
+    "A bad video of every kind but the absent one, some of them made from a good one."
+    (videos/"empty.mp4").touch()
+    (videos/"folder.mp4").mkdir()
+    (videos/"text.mp4").write_text("this is not a video\n" * 50)
+    (videos/"half.mp4").write_bytes(good.read_bytes()[:good.stat().st_size // 2])
+    with av.open(str(good)) as source, av.open(str(videos/"front.mp4"), "w", options={"movflags": "faststart"}) as out:  # the index before the frames
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size: packet.stream = stream; out.mux(packet)
+    with open(videos/"front.mp4", "r+b") as f: f.truncate((videos/"front.mp4").stat().st_size * 2 // 3)
+    with av.open(str(videos/"sound.mp4"), "w") as out:
+        stream = out.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.rate = 8000
+        out.mux([*stream.encode(sound), *stream.encode()])
+    with av.open(str(videos/"still.mp4"), "w", options={"movflags": "empty_moov"}) as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        out.start_encoding()
+
+
+@pytest.fixture(scope="module")
+def spoiled(tiny_demo, tmp_path_factory):
+    "A course set of two classes with bad videos, three test videos and a stray: (dataset, parameters, what was left out)."
+    root, labels = tmp_path_factory.mktemp("spoiled"), pd.read_csv(tiny_demo/"labels/train_val.csv")
+    good = [(id, label) for label, k in [("ball", 0), ("swing", 3)] for id in labels["Id"][labels["Category"] == k]]  # six each
+    split = ["val" if i % 6 == 5 else "train" for i in range(len(good))]
+    course(root/"c", cls_map="Label,Category\n0,ball\n1,swing\n", test_for_students="Id,Category\ntest_good,\ntest_bad,\ntest_gone,\n",
+           train_val="\n".join(["Id,Category", *(f"{id},{label}" for id, label in good), *(f"{id},ball" for id in BAD)]),
+           split="\n".join(["Id,Split", *(f"{id},{s}" for (id, _), s in zip(good, split)), *(f"{id},train" for id in BAD)]))
+    videos, first = root/"c/videos", tiny_demo/f"videos/{good[0][0]}.mp4"
+    for p in videos.iterdir(): p.unlink()
+    for id, _ in good: shutil.copy(tiny_demo/f"videos/{id}.mp4", videos)
+    for name in ["test_good", "stray"]: shutil.copy(first, videos/f"{name}.mp4")
+    spoil(videos, first)
+    shutil.copy(videos/"text.mp4", videos/"test_bad.mp4")
+    params = check_params(MINI | {"data": str(root/"c"), "cache": str(root/"cache")})
+    dataset = dataset_of(params)
+    return dataset, params, extract(dataset, params)
+
+
+@pytest.mark.parametrize("name, cause", BAD.items())
+def test_a_bad_video_is_listed_with_its_cause(name, cause, spoiled):
+    dataset, _, skipped = spoiled
+    row, = skipped[skipped["id"] == name].itertuples()
+    assert row.path == f"videos/{name}.mp4" and cause in row.cause
+    with pytest.raises(VideoError) as error: probe(dataset.root/row.path)
+    assert f"{name}.mp4" in str(error.value)
+
+
+def test_a_label_without_video_and_a_video_without_label_are_listed(spoiled):
+    skipped = spoiled[2]
+    assert skipped[skipped["id"] == "absent"]["cause"].tolist() == ["no such file"]
+    assert skipped[skipped["id"] == ""][["path", "cause"]].to_numpy().tolist() == [["videos/stray.mp4", "no label names this file"]]
+    assert set(skipped["id"]) == {*BAD, "test_bad", "test_gone", ""}
+
+
+def test_bad_videos_are_counted_and_left_out(spoiled):
+    dataset, params, _ = spoiled
+    units = read_units(stores_of(params)["sift"][1], dataset.manifest)
+    assert [i for i, u in zip(dataset.manifest["id"], units) if u.units is None] == [*BAD, "test_bad", "test_gone"]
+    result = train_feature("sift", units, dataset.manifest, dataset.classes, params)
+    assert result.metrics["skipped"] == len(BAD) + 2 and len(result.X) == 13 and result.X.any(1).all()
+    assert result.predictions["id"].tolist()[-1] == "test_good" and len(result.predictions) == 3
+    handed_in = submission(dataset.manifest, result.predictions)
+    assert handed_in["Id"].tolist() == ["test_good", "test_bad", "test_gone"] and handed_in["Category"].isin([0, 1]).all()
+
+
+def test_stopping_at_a_bad_video_names_it(spoiled):
+    dataset, params, _ = spoiled
+    with pytest.raises(VideoError, match="absent.mp4: no such file"): extract(dataset, params | {"on_error": "stop"})
+
+
+# Words, networks, weights
+
+
+def test_fewer_descriptors_than_words():
+    with pytest.raises(ValueError, match="12 descriptors cannot make 16 words"): BagOfWords(16).fit([np.ones((3, 4, 128), np.uint8)])
+
+
+def backbone(**parameters):
+    "A small random network, with something else about it."
+    return Backbone(**{"name": "convnext_mini", "weights": "random"} | parameters)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: backbone(name="convnext_bse"), "backbone 'convnext_bse' is unknown; did you mean convnext_base"),
+    (lambda: backbone(name="resnet18", weights="IMAGENET1K_V7"), "resnet18 weights 'IMAGENET1K_V7' is unknown; did you mean IMAGENET1K_V1"),
+    (lambda: backbone(name="resnet18", preprocess="KINETICS"), "resnet18 weights 'KINETICS' is unknown"),
+    (lambda: backbone(preprocess="ResNet50_Weights.V9"), "preprocess 'ResNet50_Weights.V9'"),
+    (lambda: backbone(weights="IMAGENET1K_V1").file, "convnext_mini knows a file or random"),
+    (lambda: backbone(weights="none.safetensors").file, "none.safetensors: no such weights file"),
+    (lambda: backbone(node="features.99").network, "node 'features.99' is unknown; did you mean features."),
+])
+def test_unknown_backbone_weights_preprocessing_or_node(make, words):
+    with pytest.raises(WeightsError) as error: make()
+    assert words in str(error.value)
+
+
+@pytest.fixture
+def misfits(tmp_path) -> dict[str, Path]:
+    "Weights files that do not fit a convnext_mini."
+    state = build("convnext_mini").state_dict()
+    names = ["other.safetensors", "wider.safetensors", "fewer.safetensors", "text.safetensors", "list.pth", "whole.pth", "empty.pth"]
+    files = {name: tmp_path/name for name in names}
+    save_file(build("r2plus1d_mini").state_dict(), files["other.safetensors"])
+    save_file(state | {"classifier.2.weight": torch.zeros(7, 256)}, files["wider.safetensors"])
+    save_file({k: v for k, v in state.items() if "bias" not in k}, files["fewer.safetensors"])
+    files["text.safetensors"].write_text("not weights")
+    torch.save([1, 2], files["list.pth"])
+    torch.save(build("convnext_mini"), files["whole.pth"])  # a pickled network, which `weights_only` refuses
+    files["empty.pth"].touch()
+    return files
+
+
+def test_weights_that_do_not_fit(misfits):
+    for name, file in misfits.items():
+        with pytest.raises(WeightsError) as error: load_weights(build("convnext_mini"), file)
+        assert name in str(error.value)
+    embed(backbone(), np.zeros((1, 3, 96, 96), np.float32))  # the network itself is fine
+
+
+def test_weights_that_do_not_fit_stop_the_extraction(misfits, spoiled, tmp_path):
+    dataset, params, _ = spoiled
+    params = params | {"features": ["cnn"], "cnn_weights": str(misfits["wider.safetensors"]), "cache": str(tmp_path/"cache")}
+    with pytest.raises(WeightsError, match="wider.safetensors does not fit ConvNeXt.*classifier.2.weight"): extract(dataset, params)
+    assert not list((tmp_path/"cache").rglob("part-*"))
+
+
+def test_no_network_for_a_download(tmp_path, monkeypatch):
+    url = "http://127.0.0.1:9/net-0123abcd.pth"  # nobody listens there
+    with pytest.raises(WeightsError) as error: download(url, tmp_path)
+    for part in ["net-0123abcd.pth is not here", f"Fetch {url}", f"put it at {tmp_path/'net-0123abcd.pth'}"]: assert part in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for proxy in ("http_proxy", "https_proxy"): monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    params = check_params(MINI | {"features": ["cnn"], "cnn_backbone": "mobilenet_v2", "cnn_weights": "IMAGENET1K_V1"})
+    with pytest.raises(WeightsError) as error: stores_of(params)
+    for part in ["mobilenet_v2-b0353104.pth is not here", "Fetch https://download.pytorch.org/models/mobilenet_v2-b0353104.pth", str(tmp_path/"checkpoints")]:
+        assert part in str(error.value)
+
+
+def test_damaged_download(tmp_path):
+    (tmp_path/"net-0123abcd.pth").write_text("half of it")
+    with pytest.raises(WeightsError, match="net-0123abcd.pth is damaged.*not 0123abcd; delete it"): download("http://127.0.0.1:9/net-0123abcd.pth", tmp_path)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+def test_a_device_that_is_not_there(device):
+    if device == "cuda" and torch.cuda.is_available(): pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ValueError, match=f"device '{device}' is not available here; available:.*cpu"): pick_device(device)
+
+
+# Parameters and runs
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"fsp": 3}, "unknown parameter 'fsp'; did you mean 'fps'?"), ({"Quark": 3}, "unknown parameter 'Quark'; known: data, form"),
+    ({"fps": 0}, "fps: 0 is not a number above 0"), ({"fps": "fast"}, "fps: 'fast' is not"), ({"n_clips": 2.5}, "n_clips: 2.5 is not a whole number"),
+    ({"features": ["hog"]}, "features: ['hog'] is not"), ({"features": []}, "features: [] is not"), ({"features": ["sift", "sift"]}, "features:"),
+    ({"folds": 1}, "folds: 1 is not"), ({"form": "zip"}, "form: 'zip' is not one of course, folders, csv"), ({"dropout": 1}, "dropout: 1 is not"),
+    ({"words": True}, "words: True is not"), ({"on_error": "ignore"}, "on_error: 'ignore' is not one of skip, stop"), ({"seeds": 3}, "seeds: 3 is not a list"),
+    ({"cnn_pool": "median"}, "cnn_pool: 'median' is not one of mean, max"), ({"patience": 0}, "patience: 0 is not"), ({"fps": float("nan")}, "fps: nan is not"),
+    ({"lr": float("inf")}, "lr: inf is not"), ({1: 2}, "unknown parameter 1"), ({"seeds": [[0]]}, "seeds: [[0]] is not"), ({"form": []}, "form: [] is not"),
+])
+def test_unknown_parameters_and_impossible_values(given, words):
+    with pytest.raises(ParameterError) as error: check_params(given)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text, words", [("fps: [1,\n", "p.yaml: not YAML"), ("- fps\n", "p.yaml: not a mapping"), ("fps 3\n", "p.yaml: not a mapping")])
+def test_a_bad_parameters_file(text, words, tmp_path):
+    (tmp_path/"p.yaml").write_text(text)
+    with pytest.raises(ParameterError, match=words): read_params(tmp_path/"p.yaml")
+
+
+def test_a_missing_parameters_file(tmp_path):
+    with pytest.raises(ParameterError, match="none.yaml: no such parameters file"): read_params(tmp_path/"none.yaml")
+
+
+def test_a_run_with_other_parameters(tmp_path):
+    open_run("r", check_params({}), tmp_path)
+    open_run("r", check_params({}), tmp_path)
+    with pytest.raises(RunError, match="r was made with other parameters.*\n  words: 128 there, 64 now$"): open_run("r", check_params({"words": 64}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".", ".hidden", "cache"])
+def test_a_name_that_no_run_can_have(name, tmp_path):
+    with pytest.raises(RunError, match="cannot name a run"): open_run(name, check_params({}), tmp_path)
+
+
+def test_predict_without_a_run(tmp_path):
+    with pytest.raises(RunError, match="none: no run here"): predict(tmp_path/"none", [tmp_path/"clip.mp4"])
+
+
+# On the command line
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["run", "--params", "none.yaml"], "none.yaml: no such parameters file"),
+    (["run", "--params", "DEMO", "-p", "fps", "[1,"], "fps: '[1,' is not YAML"),
+    (["run", "--params", "DEMO", "-p", "fsp", "3"], "did you mean 'fps'"),
+    (["run", "--params", "DEMO", "-p", "data", "nowhere", "--dry-run"], "nowhere/videos: no such folder"),
+    (["predict", "clip.mp4", "--run", "none"], "runs/none: no run here"),
+    (["init", "nowhere"], "nowhere: no such folder or file"),
+])
+def test_errors_are_one_line_and_status_1(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [str(ROOT/"nbs/experiments/params/demo.yaml") if a == "DEMO" else a for a in arguments])
+    assert done.exit_code == 1 and done.stderr.startswith("hw2: ") and words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path/"runs").exists()
+
+
+def test_a_run_stops_with_the_notebook_the_cell_and_the_cause(tiny_home, monkeypatch):
+    monkeypatch.chdir(tiny_home)
+    done = CliRunner().invoke(app, ["run", "--params", str(ROOT/"nbs/experiments/params/demo.yaml"), "-p", "data", "nowhere", "--name", "stops"])
+    assert done.exit_code == 1
+    said = done.stderr[done.stderr.index("hw2: "):]
+    assert "extract.ipynb stopped in cell" in said and "runs/stops/extract.ipynb" in said and "Traceback" not in said
+    assert "DataError: nowhere/videos: no such folder" in said and "cell: dataset = dataset_of(params)" in said

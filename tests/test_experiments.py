@@ -1,0 +1,344 @@
+"""Whole runs through the command line and through papermill: what they leave behind, and that they leave it again"""
+
+import filecmp
+import json
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import papermill
+import psutil
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from traitlets.config import Config
+
+from hw2.cli import app
+from hw2.core import ROOT, file_hash
+from hw2.demo import CLASSES
+from hw2.extract import dataset_of, extract, stores_of
+from hw2.run import PARAMETERS, read_params
+from hw2.store import PART, load, read_units
+from hw2.train import predict, train_feature
+
+EXPERIMENTS = ROOT/"nbs/experiments"
+FEATURES = {"sift": 128, "cnn": 256, "cnn3d": 128}
+VARIES = {"report.html", "run.json", "params.yaml"}  # with the notebooks: what times and paths are written to
+
+
+def lasting(run: Path) -> dict[str, str]:
+    "The files that equal runs leave equal, with a hash of their bytes."
+    return {str(p.relative_to(run)): file_hash(p) for p in sorted(run.rglob("*")) if p.is_file() and p.name not in VARIES and p.suffix != ".ipynb"}
+
+
+def parts_of(cache: Path) -> dict[str, tuple[int, int]]:
+    "The parts of all stores, with what changes when one is written again."
+    return {str(p.relative_to(cache)): (p.stat().st_mtime_ns, p.stat().st_ino) for p in cache.glob("*/part-*.parquet")}
+
+
+def record(run: Path) -> dict:
+    "run.json."
+    return json.loads((run/"run.json").read_text(encoding="utf-8"))
+
+
+def invoke(home: Path, monkeypatch, *arguments):
+    "`hw2 ...` in this process, from the folder `home`."
+    monkeypatch.chdir(home)
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+# What a run leaves behind
+
+
+def test_manifest_and_classes(tiny_run):
+    manifest = pd.read_csv(tiny_run.folder/"manifest.csv", dtype=str, keep_default_na=False)
+    assert manifest.columns.tolist() == ["id", "path", "content", "label", "split", "group", "fold"]
+    assert manifest["split"].value_counts().to_dict() == {"train": 60, "val": 30, "test": 15}
+    assert manifest["content"].str.fullmatch("[0-9a-f]{32}").all() and manifest["id"].is_unique
+    assert all((tiny_run.home/"tiny"/p).is_file() for p in manifest["path"])
+    labels = pd.read_csv(tiny_run.home/"tiny/labels/train_val.csv").set_index("Id")["Category"]
+    assert manifest.set_index("id")["label"].loc[labels.index].astype(int).equals(labels.astype(int))
+    classes = pd.read_csv(tiny_run.folder/"classes.csv")
+    assert classes.columns.tolist() == ["label", "name"] and classes["name"].tolist() == list(CLASSES)
+
+
+def test_parameters_are_kept(tiny_run):
+    params = yaml.safe_load((tiny_run.folder/"params.yaml").read_text(encoding="utf-8"))
+    assert list(params) == list(PARAMETERS) and (params["data"], params["max_epochs"], params["fps"]) == ("tiny", 3, 4)
+
+
+@pytest.mark.parametrize("feature, dim", FEATURES.items())
+def test_predictions_metrics_and_model(feature, dim, tiny_run):
+    rows = pd.read_csv(tiny_run.folder/feature/"predictions.csv")
+    p = [f"p_{k}" for k in range(15)]
+    assert rows.columns.tolist() == ["id", "split", "fold", "label", "pred", *p]
+    assert rows["split"].value_counts().to_dict() == {"val": 30, "test": 15}
+    assert np.allclose(rows[p].to_numpy().sum(1), 1, atol=1e-5) and (rows[p].to_numpy().argmax(1) == rows["pred"]).all()
+    history = pd.read_csv(tiny_run.folder/feature/"history.csv")
+    assert history.columns.tolist() == ["seed", "fold", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"] and len(history) == 3
+    metrics = json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))[feature]
+    assert {"val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "epochs", "dim"} <= set(metrics)
+    assert (metrics["n_val"], metrics["n_test"], metrics["epochs"], metrics["dim"]) == (30, 15, 3, dim)
+    right = (rows["label"] == rows["pred"]).groupby(rows["split"]).mean()
+    assert metrics["val_top1"] == pytest.approx(right["val"]) and metrics["test_top1"] == pytest.approx(right["test"])
+    assert metrics["val_top1"] == pytest.approx(history["val_top1"].max())
+    recall = (rows["label"] == rows["pred"])[rows["split"] == "val"].groupby(rows["label"]).mean()
+    assert metrics["hardest"] == [CLASSES[k] for k in recall.index[recall == recall.min()]]
+    assert metrics["easiest"] == [CLASSES[k] for k in recall.index[recall == recall.max()]]
+    state = load_file(tiny_run.folder/feature/"model.safetensors")
+    assert state["all.mlp.0.weight"].shape == (256, dim) and state["all.mlp.4.weight"].shape == (15, 256)
+    assert ("all.pool.vocabulary" in state) == (feature == "sift")
+
+
+@pytest.mark.parametrize("feature, dim", FEATURES.items())
+def test_load_gives_the_vectors_that_were_classified(feature, dim, tiny_run):
+    X, y, manifest = load(tiny_run.folder, feature)
+    assert X.shape == (105, dim) and X.dtype == np.float32 and y.shape == (105,) and len(manifest) == 105
+    assert (y == manifest["label"].astype(int)).all()
+    state = {k.removeprefix("all.mlp."): v for k, v in load_file(tiny_run.folder/feature/"model.safetensors").items() if ".mlp." in k}
+    model = torch.nn.Sequential(torch.nn.Linear(dim, 256), torch.nn.BatchNorm1d(256), torch.nn.GELU(), torch.nn.Dropout(0.5), torch.nn.Linear(256, 15)).eval()
+    model.load_state_dict(state)
+    with torch.inference_mode(): p = model(torch.from_numpy(X.copy())).softmax(1).numpy()
+    rows = pd.read_csv(tiny_run.folder/feature/"predictions.csv").set_index("id")
+    told = (manifest["split"] != "train").to_numpy()
+    np.testing.assert_allclose(p[told], rows.loc[manifest["id"][told]].filter(like="p_"), atol=1e-5)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_submission_follows_the_template(feature, tiny_run):
+    submission = pd.read_csv(tiny_run.folder/f"submission_{feature}.csv")
+    template = pd.read_csv(tiny_run.home/"tiny/labels/test_for_students.csv")
+    assert submission.columns.tolist() == ["Id", "Category"] and submission["Id"].tolist() == template["Id"].tolist()
+    rows = pd.read_csv(tiny_run.folder/feature/"predictions.csv").set_index("id")
+    assert submission["Category"].tolist() == rows.loc[submission["Id"], "pred"].tolist()
+
+
+def test_figures_and_summary(tiny_run):
+    expected = {f"{kind}_{f}.{suffix}" for f in FEATURES for kind, suffixes in
+                [("confusion", ["png", "svg"]), ("stats", ["csv", "md"]), ("curves", ["png"])] for suffix in suffixes}
+    assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected | {"summary.csv", "summary.md", "model.png"}
+    summary = pd.read_csv(tiny_run.folder/"figures/summary.csv")
+    assert summary.columns.tolist() == ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
+    assert summary["feature"].str.contains("majority").any() and summary["feature"].str.contains("logistic").sum() == 3
+    assert summary["report_val_top1"][:3].tolist() == pytest.approx([504 / 1500, 1411 / 1500, 1473 / 1500], abs=1e-6)
+    stats = pd.read_csv(tiny_run.folder/"figures/stats_sift.csv")
+    assert stats.columns.tolist() == ["class", "TP", "FP", "FN", "TN", "accuracy", "precision", "recall", "f1", "support"]
+    assert stats["class"].tolist() == [*CLASSES, "macro", "weighted"] and (stats["support"][:15] == 2).all()
+
+
+def test_record(tiny_run):
+    facts = record(tiny_run.folder)
+    assert facts["stages"]["extract"]["videos"] == 105 and facts["stages"]["extract"]["skipped"] == 0
+    stages = {"extract", "train_sift", "train_cnn", "train_cnn3d", "fit 6000 x 1024", "report", "run"}
+    assert set(facts["stages"]) == stages
+    assert all(s["seconds"] > 0 and 0.1 < s["peak_memory_gb"] < 3 for s in facts["stages"].values())
+    assert facts["surroundings"]["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert set(facts["stores"]) == set(FEATURES) and facts["paths"]["data"] == "tiny"
+
+
+def test_report_loads_nothing(tiny_run):
+    page = (tiny_run.folder/"report.html").read_text(encoding="utf-8")
+    for loads in ['src="http', "src='http", "url(http", "@import", "<script", "<link"]: assert loads not in page
+    for section in ["Introduction", "Dataset", "Model", "Experiment", "Conclusion"]: assert section in page
+
+
+def test_untrained_networks_are_called_so_everywhere(tiny_run):
+    figures, text = tiny_run.folder/"figures", lambda path: path.read_text(encoding="utf-8")
+    for feature in ["cnn", "cnn3d"]:
+        for name in [f"stats_{feature}.md", f"stats_{feature}.csv", f"confusion_{feature}.svg"]: assert "untrained" in text(figures/name), name
+        for file in [figures/"summary.csv", figures/"summary.md", tiny_run.folder/"report.html"]: assert f"{feature} (untrained)" in text(file), file.name
+        assert json.loads(text(tiny_run.folder/"metrics.json"))[feature]["untrained"] is True
+    for name in ["stats_sift.md", "stats_sift.csv", "confusion_sift.svg"]: assert "untrained" not in text(figures/name), name
+    assert "cnn (untrained)" in tiny_run.output and "sift (untrained)" not in tiny_run.output
+
+
+def test_nothing_but_progress_is_said(tiny_run):
+    "Standard error holds papermill's bars; no warning."
+    assert [line for line in tiny_run.errors.replace("\r", "\n").splitlines() if line and "cell" not in line] == []
+    for path in tiny_run.folder.glob("*.ipynb"):
+        outputs = [o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+        assert [o["text"] for o in outputs if o.get("name") == "stderr" and "it/s" not in str(o["text"]) and "video" not in str(o["text"])] == [], path.name
+
+
+# Refusals and previews
+
+
+def test_other_parameters_under_the_same_name_stop(tiny_run, monkeypatch):
+    before = lasting(tiny_run.folder)
+    done = invoke(tiny_run.home, monkeypatch, *tiny_run.arguments, "-p", "cache", "cache", "-p", "fps", "5", "--name", "tiny")
+    assert done.exit_code == 1
+    assert "runs/tiny" in done.stderr and "fps: 4 there, 5 now" in done.stderr and "words" not in done.stderr
+    assert lasting(tiny_run.folder) == before
+
+
+def test_plain_papermill_refuses_an_unknown_parameter(tiny_home):
+    "Which papermill itself only logs."
+    with pytest.raises(papermill.PapermillExecutionError, match="fsp.*did you mean 'fps'"):
+        papermill.execute_notebook(str(EXPERIMENTS/"extract.ipynb"), str(tiny_home/"unknown.ipynb"), {"fsp": 3, "name": "unknown"}, cwd=str(tiny_home),
+                                   progress_bar=False, kernel_name="python3", config=Config({"KernelManager": {"transport_encryption": "auto"}}))
+    assert not (tiny_home/"runs/unknown").exists()
+
+
+def test_predict_tells_what_the_run_told(tiny_run, monkeypatch):
+    manifest = pd.read_csv(tiny_run.folder/"manifest.csv")
+    row = manifest[manifest["split"] == "test"].iloc[3]
+    clip = tiny_run.home/"a new clip.mp4"
+    shutil.copy(tiny_run.home/"tiny"/row["path"], clip)
+    told = predict(tiny_run.folder, [clip]).set_index("feature")
+    for feature in FEATURES:
+        known = pd.read_csv(tiny_run.folder/feature/"predictions.csv").set_index("id").loc[row["id"]]
+        assert told["pred"][feature] == CLASSES[int(known["pred"])]
+        assert told["p"][feature] == pytest.approx(known[f"p_{int(known['pred'])}"], abs=1e-5)
+    (tiny_run.home/"no clip.mp4").write_text("not a video")
+    done = invoke(tiny_run.home, monkeypatch, "predict", "a new clip.mp4", "no clip.mp4", "--run", "tiny")
+    assert done.exit_code == 1 and "Invalid data" in done.stdout
+    assert all(told["pred"][f] in done.stdout for f in FEATURES)
+
+
+def test_dry_run_counts_and_leaves_nothing(tiny_run, monkeypatch):
+    dry = [*tiny_run.arguments, "-p", "cache", "cache", "--name", "dry", "--dry-run"]
+    done = invoke(tiny_run.home, monkeypatch, *dry)
+    assert done.exit_code == 0 and "105 videos in 15 classes: 60 train, 30 val, 15 test" in done.stdout and "nothing to extract" in done.stdout
+    done = invoke(tiny_run.home, monkeypatch, *dry, "-p", "features", "[sift]", "-p", "fps", "9")
+    assert done.exit_code == 0 and "sift: 105 videos to extract" in done.stdout and "extraction: about" in done.stdout
+    assert [p.name for p in (tiny_run.home/"runs").iterdir() if "dry" in p.name] == []
+
+
+def test_init_writes_parameters_that_run(tiny_run, monkeypatch):
+    done = invoke(tiny_run.home, monkeypatch, "init", "tiny", "--out", "tiny.yaml")
+    assert done.exit_code == 0 and "105 videos in 15 classes (course)" in done.stdout
+    done = invoke(tiny_run.home, monkeypatch, "init", "tiny", "--out", "tiny.yaml")
+    assert done.exit_code == 1 and "tiny.yaml exists" in done.stderr
+
+
+# Four more runs, two at a time
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_demo) -> Path:
+    "Three classes in folders, four videos each, of two actors; and the same as a table."
+    root, manifest = tiny_demo.parent/"folders", pd.read_csv(tiny_demo/"labels/train_val.csv")
+    split = pd.read_csv(tiny_demo/"labels/split.csv").set_index("Id")["Split"]
+    rows = []
+    for k in [0, 3, 10]:
+        (root/CLASSES[k]).mkdir(parents=True)
+        for i, name in enumerate(manifest["Id"][(manifest["Category"] == k) & (manifest["Id"].map(split) == "train")]):
+            rows.append((f"{CLASSES[k]}/{'ann' if i % 2 else 'bob'}_{i}.mp4", CLASSES[k], "ann" if i % 2 else "bob"))
+            shutil.copy(tiny_demo/f"videos/{name}.mp4", root/rows[-1][0])
+    pd.DataFrame(sorted(rows), columns=["path", "label", "group"]).to_csv(root/"table.csv", index=False)
+    return root
+
+
+def kill_and_repeat(arguments: list[str], home: Path, command) -> tuple[dict, subprocess.CompletedProcess]:
+    "Kill every process of a run when its first parts are there, then give the same command again: (the parts at the kill, the second try)."
+    silent = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
+    process = psutil.Popen([sys.executable, "-m", "hw2.cli", *arguments], cwd=home, **silent)
+    until = time.monotonic() + 180
+    while not (kept := parts_of(home/"other")) and process.poll() is None and time.monotonic() < until: time.sleep(0.02)
+    for p in [process, *process.children(recursive=True)]: p.kill()
+    process.wait()
+    return kept, command(*arguments, cwd=home)
+
+
+def papermill_alone(home: Path, params: dict) -> list[subprocess.CompletedProcess]:
+    "The three notebooks with the papermill command, into another folder of runs."
+    (home/"elsewhere/plain").mkdir(parents=True)
+    (home/"plain.yaml").write_text(yaml.safe_dump(params | {"name": "plain", "runs": "elsewhere"}))
+    done = []
+    for name, own in [("extract", []), ("train", ["-p", "feature", "sift"]), ("report", [])]:
+        arguments = ["--no-progress-bar", EXPERIMENTS/f"{name}.ipynb", f"elsewhere/plain/{name}.ipynb", "-f", "plain.yaml", *own]
+        done.append(subprocess.run([sys.executable, "-m", "papermill", *arguments], cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True))
+    return done
+
+
+@pytest.fixture(scope="module")
+def later(tiny_run, folders, command):
+    "What the tiny run had left, and futures of four more runs."
+    home, arguments, own = tiny_run.home, tiny_run.arguments, ["-p", "cache", "cache"]
+    params = yaml.safe_load((tiny_run.folder/"params.yaml").read_text(encoding="utf-8"))
+    held_out = ["-p", "data", "folders", "-p", "form", "folders", "-p", "group", "^([a-z]+)_", "-p", "folds", "group", "-p", "patience", "null",
+                "-p", "features", "[sift]", "-p", "words", "16"]
+    before = {"files": lasting(tiny_run.folder), "parts": parts_of(home/"cache")}
+    with ThreadPoolExecutor(2) as pool:
+        yield before | {
+            "killed": pool.submit(kill_and_repeat, [*arguments, "-p", "cache", "other", "--name", "killed"], home, command),
+            "again": pool.submit(command, *arguments, *own, "--name", "tiny", cwd=home),
+            "plain": pool.submit(papermill_alone, home, params | {"features": ["sift"]}),
+            "folds": pool.submit(command, *arguments, *own, *held_out, "--name", "folds", cwd=home)}
+
+
+def test_a_second_run_reuses_every_feature(tiny_run, later):
+    done = later["again"].result()
+    assert done.returncode == 0, done.stderr
+    assert len(later["parts"]) == 3 * -(-105 // PART)
+    assert parts_of(tiny_run.home/"cache").items() >= later["parts"].items()
+    assert record(tiny_run.folder)["stages"]["extract"]["extracted"] == 0
+    assert lasting(tiny_run.folder) == later["files"]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tiny_run, later):
+    "From an empty cache, under another name."
+    at_the_kill, done = later["killed"].result()
+    assert done.returncode == 0, done.stderr
+    other, run = tiny_run.home/"other", tiny_run.home/"runs/killed"
+    assert 0 < len(at_the_kill) < len(later["parts"])
+    assert at_the_kill.items() <= parts_of(other).items()
+    assert 0 < record(run)["stages"]["extract"]["extracted"] <= 105
+    assert lasting(run) == later["files"]
+    assert set(parts_of(other)) == set(later["parts"])
+    assert [n for n in later["parts"] if not filecmp.cmp(tiny_run.home/"cache"/n, other/n, shallow=False)] == []
+
+
+def test_plain_papermill_does_the_same(tiny_run, later):
+    "With SIFT alone: equal predictions, and equal figures."
+    for done in later["plain"].result(): assert done.returncode == 0, done.stderr
+    run = tiny_run.home/"elsewhere/plain"
+    files = {n: digest for n, digest in lasting(run).items() if "sift" in n}
+    assert len(files) == 10 and files == {n: later["files"][n] for n in files}
+    assert record(run)["stages"]["extract"]["extracted"] == 0
+
+
+def test_folders_with_one_group_held_out_at_a_time(folders, later):
+    done = later["folds"].result()
+    assert done.returncode == 0, done.stderr
+    run = folders.parent/"runs/folds"
+    rows = pd.read_csv(run/"sift/predictions.csv")
+    assert len(rows) == 12 and (rows["split"] == "val").all() and rows["fold"].value_counts().to_dict() == {0: 6, 1: 6}
+    assert rows.groupby("fold")["id"].agg(lambda ids: {i.split("/")[1][:3] for i in ids}.pop()).tolist() == ["ann", "bob"]
+    history = pd.read_csv(run/"sift/history.csv")
+    assert len(history) == 2 * 3 and history["val_top1"].isna().all()  # with no patience the held-out part is not looked at
+    assert pd.read_csv(run/"classes.csv")["name"].tolist() == [CLASSES[k] for k in sorted([0, 3, 10], key=lambda k: CLASSES[k])]
+    assert not (run/"submission_sift.csv").exists()
+    assert "Cross-validation" in (run/"report.html").read_text(encoding="utf-8")
+
+
+def test_a_table_gives_what_the_folders_give(folders, tiny_run, tmp_path):
+    "The same videos, labels and groups, in this process: the same predictions."
+    own = {"features": ["sift"], "words": 16, "folds": "group", "patience": None, "data": str(folders/"table.csv"), "form": "csv", "cache": str(tmp_path)}
+    params = read_params(tiny_run.folder/"params.yaml", own)
+    dataset = dataset_of(params)
+    assert extract(dataset, params).empty
+    units = read_units(stores_of(params)["sift"][1], dataset.manifest)
+    result = train_feature("sift", units, dataset.manifest, dataset.classes, params)
+    rows = pd.read_csv(folders.parent/"runs/folds/sift/predictions.csv")
+    assert result.predictions["id"].tolist() == rows["id"].tolist()
+    np.testing.assert_allclose(result.predictions.filter(like="p_"), rows.filter(like="p_"), atol=1e-6)
+
+
+def test_the_audit_comes_out_as_committed(tmp_path):
+    "published.ipynb, executed anew, writes the committed tables and pictures, and shows what it showed."
+    papermill.execute_notebook(str(EXPERIMENTS/"published.ipynb"), str(tmp_path/"published.ipynb"), {"out": str(tmp_path/"out")}, cwd=str(ROOT),
+                               progress_bar=False, kernel_name="python3", config=Config({"KernelManager": {"transport_encryption": "auto"}}))
+    committed = sorted(p.name for p in (ROOT/"figures/published").iterdir())
+    assert sorted(p.name for p in (tmp_path/"out").iterdir()) == committed and len(committed) == 9
+    assert [n for n in committed if not filecmp.cmp(tmp_path/"out"/n, ROOT/"figures/published"/n, shallow=False)] == []
+    shown = [[o.get("data", o.get("text")) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+             for path in (tmp_path/"published.ipynb", EXPERIMENTS/"published.ipynb")]
+    assert shown[0] == shown[1]

@@ -1,0 +1,148 @@
+"""The notebooks are the source: they run, hw2/ is their exact image, and the experiments' parameters are the package's"""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from nbclient import NotebookClient
+from traitlets.config import Config
+
+from hw2.core import ROOT
+from hw2.run import DEFAULTS, PARAMETERS, read_params
+
+LIBRARY = sorted((ROOT/"nbs").glob("[0-9]*.ipynb"))
+EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
+PARAMS = sorted((ROOT/"nbs/experiments/params").glob("*.yaml"))
+LEFTOVERS = {"__pycache__", ".ipynb_checkpoints"}
+QUIET = Config({"KernelManager": {"transport_encryption": "auto"}})
+
+
+def stem(path: Path) -> str:
+    "The name that pytest shows for a notebook."
+    return path.stem
+
+
+def code_cells(path: Path) -> list:
+    "The notebook's code cells."
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+
+
+def syntax(path: Path) -> ast.Module:
+    "All code of the notebook as one tree."
+    return ast.parse("\n".join(line for c in code_cells(path) for line in c.source.splitlines() if not line.lstrip().startswith(("%", "!"))))
+
+
+def parameters_cell(path: Path) -> dict:
+    "Names and literals of the cell tagged `parameters`."
+    tagged, = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(tagged.source).body}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    "Every library notebook, executed two at a time with no network and no cached weights; by path, as futures."
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setenv("HW2_TERMINAL", os.devnull)
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        for proxy in ("http_proxy", "https_proxy"): patch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
+        patch.setenv("no_proxy", "127.0.0.1")  # but a notebook may serve a file to itself
+
+        def run(path):
+            notebook = nbformat.read(path, 4)
+            NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, config=QUIET).execute()
+            return notebook
+        yield {path: pool.submit(run, path) for path in LIBRARY}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)
+def test_runs_top_to_bottom_without_a_word_on_stderr(path, executed):
+    notebook = executed[path].result()
+    said = [o["text"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
+    assert said == []
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)
+def test_library_notebook_is_small(path):
+    assert path.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("path", LIBRARY + EXPERIMENTS, ids=stem)
+def test_metadata_are_clean(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert set(notebook["metadata"]) == {"kernelspec"}
+    assert {key for c in notebook["cells"] for key in c["metadata"]} <= {"tags"}
+    outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
+    assert not any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)
+    assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for o in outputs)
+
+
+def test_export_is_in_sync(tmp_path):
+    "Clean and export a copy: every byte of nbs/ and hw2/ stays where it is."
+    for name in ["settings.ini", "pyproject.toml", "README.md"]:
+        if (ROOT/name).exists(): shutil.copy(ROOT/name, tmp_path)
+    for name in ["nbs", "hw2"]: shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns(*LEFTOVERS))
+    environment = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # with it nbdev_export does nothing and says nothing
+    for call in ["from nbdev.clean import nbdev_clean as go; go()", "from nbdev.doclinks import nbdev_export as go; go()"]:
+        subprocess.run([sys.executable, "-c", call], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    files = [{p.relative_to(root): p.read_bytes() for name in ["nbs", "hw2"] for p in (root/name).rglob("*") if p.is_file() and not LEFTOVERS & set(p.parts)}
+             for root in (ROOT, tmp_path)]
+    moved = [str(p) for p in sorted(files[0].keys() | files[1].keys()) if files[0].get(p) != files[1].get(p)]
+    assert not moved, f"clean and export again: {', '.join(moved)}"
+
+
+def test_every_notebook_has_its_own_module_and_every_module_its_notebook():
+    exports = [line.split()[-1] for path in LIBRARY for c in code_cells(path) for line in c.source.splitlines() if line.startswith("#| default_exp")]
+    assert exports == [path.stem.split("_", 1)[1] for path in LIBRARY]
+    assert len(set(exports)) == len(exports)
+    assert {p.stem for p in (ROOT/"hw2").glob("*.py")} - {"__init__", "_modidx"} == set(exports)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)
+def test_imports_come_from_lower_numbers(path):
+    number = {module: number for number, module in (p.stem.split("_", 1) for p in LIBRARY)}  # 02 comes before 02b, and that before 03
+    used = {n.module.removeprefix("hw2.") for n in ast.walk(syntax(path)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("hw2.")}
+    assert {name for name in used if number[name] >= path.stem.split("_")[0]} == set()
+
+
+def test_no_star_imports():
+    starred = [(p.stem, a.name) for p in LIBRARY + EXPERIMENTS for n in ast.walk(syntax(p)) if isinstance(n, ast.ImportFrom) for a in n.names if a.name == "*"]
+    assert starred == []
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=stem)
+def test_experiments_define_nothing(path):
+    assert [n.name for n in ast.walk(syntax(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)] == []
+
+
+@pytest.mark.parametrize("name, own, shared", [
+    ("extract", {"name", "runs"}, DEFAULTS), ("train", {"name", "runs", "feature"}, {}), ("report", {"name", "runs"}, {})])
+def test_parameters_cell(name, own, shared):
+    "The first notebook holds the defaults; the others take what the run's folder says."
+    path = ROOT/f"nbs/experiments/{name}.ipynb"
+    cell = parameters_cell(path)
+    assert own <= set(cell) and {k: v for k, v in cell.items() if k not in own} == shared
+    assert set(papermill.inspect_notebook(str(path))) == set(cell)  # as papermill reads it
+
+
+def test_demo_yaml_shows_every_parameter():
+    assert list(yaml.safe_load((ROOT/"nbs/experiments/params/demo.yaml").read_text(encoding="utf-8"))) == list(PARAMETERS)
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=stem)
+def test_parameter_files_are_valid(path):
+    assert set(read_params(path)) == set(PARAMETERS)
+
+
+def test_published_notebook_is_committed_with_its_outputs():
+    outputs = [o for c in code_cells(ROOT/"nbs/experiments/published.ipynb") for o in c.outputs]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 3
+    assert sum("text/html" in o.get("data", {}) for o in outputs) >= 3

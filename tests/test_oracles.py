@@ -1,0 +1,371 @@
+"""Numbers and frames against independent ones: scikit-learn, brute force, a plain forward pass, the printed tables, and properties that must hold"""
+
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics as reference
+from threadpoolctl import threadpool_limits
+
+from hw2.backbone import Backbone
+from hw2.cnn import FrameEmbeddings
+from hw2.cnn3d import ClipEmbeddings
+from hw2.core import ROOT
+from hw2.data import split_manifest, write_manifest, read_manifest
+from hw2.demo import CODING, FPS, REVERSALS, draw
+from hw2.metrics import as_printed, confusion, counts, extremes, per_class, top_k
+from hw2.mlp import fit, probabilities, synthetic
+from hw2.run import check_params
+from hw2.sift import BagOfWords, Descriptors, Vocabulary
+from hw2.sprites import PARTS
+from hw2.store import Units
+from hw2.train import train_feature
+from hw2.video import clip_times, frame_times, probe, read_frames, shown, write_video
+
+SHARED = ROOT.parent/"shared"
+LOSSLESS = {"qp": "0", "g": "1", "preset": "ultrafast"}
+
+
+def noise(n: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
+    "Frames that all differ."
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), np.uint8)
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_metrics_are_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    k, n = int(rng.integers(2, 18)), int(rng.integers(1, 400))
+    p = rng.dirichlet(np.full(k, 0.3), n)
+    y, pred = rng.integers(0, k, n), p.argmax(1)
+    C, labels = confusion(y, pred, k), range(k)
+    assert (C == reference.confusion_matrix(y, pred, labels=labels)).all()
+    table = per_class(C, [f"class {i}" for i in labels])
+    theirs = reference.precision_recall_fscore_support(y, pred, labels=labels, zero_division=0)
+    for column, values in zip(["precision", "recall", "f1", "support"], theirs): np.testing.assert_allclose(table[column][:k].astype(float), values, atol=1e-12)
+    for mean in ["macro", "weighted"]:
+        values = reference.precision_recall_fscore_support(y, pred, labels=labels, average=mean, zero_division=0)[:3]
+        np.testing.assert_allclose(table.loc[mean, ["precision", "recall", "f1"]].astype(float), values, atol=1e-12)
+    one_against_all = reference.multilabel_confusion_matrix(y, pred, labels=labels)
+    assert (np.stack(counts(C), 1) == one_against_all[:, [1, 0, 1, 0], [1, 1, 0, 0]]).all()  # TP, FP, FN, TN
+    np.testing.assert_allclose(table["accuracy"][:k].astype(float), [(y_k == p_k).mean() for y_k, p_k in ((y == i, pred == i) for i in labels)])
+    assert top_k(p, y, 1) == pytest.approx(reference.accuracy_score(y, pred)) and top_k(p, y, k) == 1
+    for top in range(2, k): assert top_k(p, y, top) == pytest.approx(reference.top_k_accuracy_score(y, p, k=top, labels=labels))
+
+
+# Features
+
+
+@pytest.fixture(scope="module")
+def frames(tiny_demo) -> np.ndarray:
+    "Eight decoded frames of a demo video, (8, 128, 128, 3)."
+    path = sorted((tiny_demo/"videos").iterdir())[0]
+    return read_frames(path, frame_times(probe(path).duration, 4)[:, 0])
+
+
+def test_descriptors_of_real_frames(frames):
+    described = np.stack([Descriptors(32).prepare(f) for f in frames])
+    assert described.shape == (8, 32, 128) and described.any()
+
+
+def test_bag_of_words_is_the_brute_force_one(frames):
+    video = np.stack([Descriptors(32).prepare(f) for f in frames])
+    video[3, 20:] = 0  # a frame with fewer keypoints
+    video[5] = 0  # a flat frame
+    bag = BagOfWords(16).fit([video])
+    words = bag.vocabulary_.words_
+    expected = np.zeros((len(video), 16))
+    for histogram, frame in zip(expected, video):
+        for descriptor in frame:
+            if descriptor.any(): histogram[np.argmin([np.sum((descriptor.astype(float) - word) ** 2) for word in words])] += 1
+    assert (bag.vocabulary_.transform(video) == expected).all()
+    assert expected.sum(1).tolist() == video.any(-1).sum(-1).tolist()
+    assert (bag.transform([video])[0] == expected.max(0)).all()
+    assert np.allclose(BagOfWords(16, "mean").load(bag.state()).transform([video])[0], expected.mean(0))
+
+
+def test_vocabulary_is_scikit_learns_k_means(frames):
+    from sklearn.cluster import KMeans
+    descriptors = np.concatenate([Descriptors(32).prepare(f) for f in frames])
+    with threadpool_limits(1): theirs = KMeans(16, n_init=1, random_state=3).fit(descriptors.astype(np.float32)).cluster_centers_
+    assert (Vocabulary(16, seed=3).fit(descriptors).words_ == theirs).all()
+
+
+def plain_forward(name: str, network, x: torch.Tensor) -> torch.Tensor:
+    "The embedding without hooks, padding or memory formats."
+    return (network.avgpool(network.features(x)) if name == "cnn" else network.avgpool(network.stages(network.stem(x)))).flatten(1)
+
+
+@pytest.mark.parametrize("name, extractor, size", [
+    ("cnn", FrameEmbeddings(Backbone("convnext_mini", "random", batch=16), fps=4), 11),
+    ("cnn3d", ClipEmbeddings(Backbone("r2plus1d_mini", "random", batch=8), clip_fps=8, n_clips=1), 5)])
+def test_a_batch_equals_its_items_and_a_plain_forward_pass(name, extractor, size, frames):
+    rng = np.random.default_rng(0)
+    length = extractor.times(2).shape[1]
+    prepared = np.stack([extractor.prepare(f) for f in frames])
+    units = np.stack([prepared[rng.integers(0, len(prepared), length)] for _ in range(size)])  # (size, length, 3, H, W)
+    batch = extractor.units(units)
+    single = np.concatenate([extractor.units(u[None]) for u in units])
+    np.testing.assert_allclose(batch, single, atol=1e-5)
+    x = torch.from_numpy(units[:, 0] if name == "cnn" else units.swapaxes(1, 2))
+    with torch.inference_mode(): np.testing.assert_allclose(batch, plain_forward(name, extractor.backbone.network, x), atol=1e-5)
+    assert np.abs(batch[0] - batch[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("extractor, dim", [(FrameEmbeddings(Backbone("convnext_base", "random", preprocess="IMAGENET1K_V1", batch=1)), 1024),
+                                            (ClipEmbeddings(Backbone("r2plus1d_18", "random", preprocess="KINETICS400_V1", batch=1)), 512)])
+def test_the_reports_networks_give_the_reports_dimensions(extractor, dim, frames):
+    unit = np.stack([extractor.prepare(frames[0])] * extractor.times(10).shape[1])
+    assert extractor.units(unit[None]).shape == (1, dim)
+
+
+# Time
+
+
+@pytest.mark.parametrize("n, rate", [(32, 16), (45, 30), (50, 25), (37, 12.5), (61, 29.97), (90, 15)])
+@pytest.mark.parametrize("fps", [0.7, 1.5, 3, 4, 7.3])
+def test_a_reversed_video_gives_reversed_frames(n, rate, fps, tmp_path):
+    frames = noise(n)
+    forward, backward = (write_video(tmp_path/f"{name}.mp4", order, rate, options=LOSSLESS) for name, order in [("f", frames), ("b", frames[::-1])])
+    video = probe(forward)
+    assert len(video.times) == n
+    for t in [frame_times(video.duration, fps), clip_times(video.duration, 3, 11), clip_times(video.duration, 2, 16)]:
+        t = t.ravel()
+        if n % 2 == 0: t = t[np.abs(t - video.duration / 2) > 2e-3]  # the exact middle between two frames has no mirror image
+        assert (shown(video, t) == n - 1 - shown(probe(backward), t)[::-1]).all()
+        assert (read_frames(forward, t) == read_frames(backward, t)[::-1]).all()
+
+
+def test_the_frame_shown_is_the_one_whose_time_it_is(tmp_path):
+    frames = noise(40)
+    video = probe(write_video(tmp_path/"v.mp4", frames, 20, options=LOSSLESS))
+    t = np.array([0.0, 0.026, 0.51, 1.333, 1.999])
+    assert shown(video, t).tolist() == [0, 0, 10, 26, 39]
+
+
+def test_decoded_pixels_are_the_written_ones(tmp_path):
+    "With every frame grey, so that the colour's subsampling takes nothing away."
+    frames = np.repeat(np.arange(20, 220, 10, dtype=np.uint8), 32 * 48 * 3).reshape(20, 32, 48, 3)
+    path = write_video(tmp_path/"v.mkv", frames, 10, options=LOSSLESS)
+    assert np.abs(read_frames(path, (np.arange(20) + 0.5) / 10).astype(int) - frames).max() <= 2
+
+
+def test_clips_of_a_short_video_loop(tmp_path):
+    forward, backward = (probe(write_video(tmp_path/f"{i}.mp4", noise(6)[::i], 10, options=LOSSLESS)) for i in (1, -1))  # 0.6 s; a clip lasts 1.6 s
+    t = clip_times(forward.duration, 3, 10)
+    at = shown(forward, t)
+    assert at.shape == (3, 16) and set(at.ravel()) == set(range(6))
+    assert (np.diff(at) % 6 == 1).all()
+    assert (at.ravel() == 5 - shown(backward, t).ravel()[::-1]).all()
+
+
+def test_clips_stay_inside_and_spread():
+    t = clip_times(10, 5, 15)
+    assert t.min() >= 0 and t.max() < 10
+    np.testing.assert_allclose(t.mean(1), [1, 3, 5, 7, 9])
+    np.testing.assert_allclose(np.diff(t), 1 / 15)
+
+
+def write_variable(path, frames: np.ndarray, times_ms: list[int]):
+    "A video whose frames appear at the given times."
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options=LOSSLESS)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for frame, t in zip(frames, times_ms):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = t, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_variable_frame_rate_goes_by_time(suffix, tmp_path):
+    times = [0, 40, 80, 500, 1000, 1040, 1080, 1900]
+    frames = np.repeat(np.arange(20, 180, 20, dtype=np.uint8), 32 * 48 * 3).reshape(8, 32, 48, 3)
+    path = write_variable(tmp_path/f"v.{suffix}", frames, times)
+    video = probe(path)
+    np.testing.assert_allclose(video.times, np.array(times) / 1000, atol=1e-3)
+    found = read_frames(path, np.array([0.01, 0.3, 0.7, 1.02, 1.5]))
+    assert np.abs(found[:, 0, 0, 0].astype(int) - frames[[0, 2, 3, 4, 6], 0, 0, 0]).max() <= 2
+
+
+def real_clips() -> list:
+    "Real videos of the data folder beside the checkout, where there is one."
+    return sorted((SHARED/"data/clips").glob("*.mp4")) + sorted((SHARED/"data/weizmann/bend").glob("*.avi"))[:2]
+
+
+@pytest.mark.skipif(not real_clips(), reason="no data folder with real clips beside the checkout")
+def test_probing_counts_what_a_full_decode_finds():
+    for path in real_clips():
+        with av.open(str(path)) as container: found = [f.pts for f in container.decode(video=0)]
+        video = probe(path)
+        assert len(video.times) == len(found), path.name
+        unit = np.diff(video.times).min() / np.diff(sorted(found)).min()
+        np.testing.assert_allclose(video.times, (np.array(found) - found[0]) * unit, atol=1e-6)
+        assert video.times[-1] < video.duration < video.times[-1] + 1
+
+
+MEMORY = """
+import resource, sys, tempfile
+import numpy as np
+from hw2.backbone import Backbone
+from hw2.cnn import FrameEmbeddings
+from hw2.prepare import prepare_video
+from hw2.video import write_video
+pictures = np.random.default_rng(0).integers(0, 256, (7, 240, 320, 3), np.uint8)
+extractor = FrameEmbeddings(Backbone("convnext_mini", "random"), fps=10)
+with tempfile.TemporaryDirectory() as folder:
+    for n in [100, 3000]:
+        path = write_video(f"{folder}/{n}.mp4", (pictures[i % 7] for i in range(n)), 25, options={"preset": "ultrafast", "crf": "40"})
+        spooled = prepare_video(path, {"cnn": extractor}, folder)["cnn"]
+        assert len(list(spooled.times)) == n * 10 // 25
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_a_videos_length():
+    "1,200 frames of 3,000 are wanted: 276 MB as decoded, 133 MB as prepared."
+    short, long = map(int, subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True).stdout.split())
+    assert long - short < 40
+
+
+# The demo's pairs
+
+
+@pytest.mark.parametrize("one, other", REVERSALS)
+def test_a_pair_decodes_to_exact_reversals(one, other, tmp_path):
+    "And so no feature of a set of frames can tell the two apart, while a clip's can."
+    t = frame_times(2, 4)[:, 0]
+    seen = []
+    for name in (one, other):
+        path = write_video(tmp_path/f"{name}.mp4", draw(name, "train", np.random.default_rng(5)), FPS, options=CODING)
+        video = probe(path)
+        seen.append((read_frames(path, video.times + 0.01), read_frames(path, t)))
+    assert (seen[0][0] == seen[1][0][::-1]).all() and (seen[0][0] != seen[1][0]).any()
+    words = [np.stack([Descriptors(32).prepare(f) for f in chosen]) for _, chosen in seen]
+    bag = BagOfWords(8).fit(words)
+    assert (bag.transform(words)[0] == bag.transform(words)[1]).all() and bag.transform(words).any()
+
+
+def test_the_demos_splits_see_different_pixels():
+    boxes = list(PARTS.values())
+    for i, (top, left, bottom, right) in enumerate(boxes):
+        for other in boxes[i + 1:]: assert bottom <= other[0] or other[2] <= top or right <= other[1] or other[3] <= left
+
+
+# Split and folds
+
+
+def test_the_reports_split():
+    manifest = pd.DataFrame({"id": [f"v{i}" for i in range(7500)], "path": "", "content": "", "label": np.repeat(np.arange(15), 500), "split": "", "group": "",
+                             "fold": None}).astype({"label": "Int64", "fold": "Int64"})
+    split = split_manifest(manifest)
+    assert split["split"].value_counts().to_dict() == {"train": 6000, "val": 1500}
+    assert split[split["split"] == "val"]["label"].value_counts(sort=False).sort_index().tolist() == [
+        108, 107, 91, 97, 108, 98, 87, 91, 91, 106, 109, 108, 94, 96, 109]
+
+
+def test_manifest_comes_back_as_it_was(tmp_path):
+    manifest = pd.DataFrame({"id": ["NA", "007", "a=b=", "ü, \"x\""], "path": "p", "content": "", "label": [0, None, 2, 1],
+                             "split": ["train", "test", "val", "val"], "group": "", "fold": None}).astype({"label": "Int64", "fold": "Int64"})
+    write_manifest(tmp_path/"m.csv", manifest)
+    pd.testing.assert_frame_equal(read_manifest(tmp_path/"m.csv"), manifest, check_dtype=False)
+
+
+def fingerprints(n: int = 120, groups: int = 6, seed: int = 0) -> tuple[list[Units], pd.DataFrame]:
+    "Videos that are easy to know again, with random labels: what has seen a video knows its label, and nothing else can."
+    rng = np.random.default_rng(seed)
+    units = [Units(str(i), np.arange(3.0), rng.integers(0, 256, (3, 16, 128), np.uint8)) for i in range(n)]
+    manifest = pd.DataFrame({"id": [f"v{i}" for i in range(n)], "path": "", "content": "", "label": rng.integers(0, 2, n), "split": "",
+                             "group": [f"g{i % groups}" for i in range(n)], "fold": None}).astype({"label": "Int64", "fold": "Int64"})
+    return units, manifest
+
+
+@pytest.mark.parametrize("patience", [None, 5])
+def test_held_out_videos_are_not_learned_from(patience):
+    "Random labels are guessed; and what a fold's held-out videos hold, and how they are labelled, does not move its words or its weights by a bit."
+    units, manifest = fingerprints()
+    params = check_params({"folds": "group", "features": ["sift"], "words": 32, "max_epochs": 20, "patience": patience, "device": "cpu", "hidden": 64})
+    manifest = split_manifest(manifest, params["split_seed"], "group")
+    result = train_feature("sift", units, manifest, ["a", "b"], params)
+    assert len(result.predictions) == 120 and result.predictions["id"].is_unique
+    assert abs(result.metrics["val_top1"] - 0.5) < 4 * (0.25 / 120) ** 0.5
+    held = (manifest["fold"] == 2).to_numpy()
+    others, flipped = fingerprints(seed=1)[0], manifest.assign(label=manifest["label"].where(~held, 1 - manifest["label"]))
+    again = train_feature("sift", [o if h else u for o, u, h in zip(others, units, held)], flipped, ["a", "b"], params)
+    of_fold = [k for k in result.state if k.startswith("2.")]
+    assert "2.pool.vocabulary" in of_fold and "2.mlp.0.weight" in of_fold
+    assert all(torch.equal(result.state[k], again.state[k]) for k in of_fold)
+    assert not torch.equal(result.state["1.pool.vocabulary"], again.state["1.pool.vocabulary"])
+
+
+def test_test_videos_are_not_learned_from():
+    "With one split neither the words nor the weights move with the test videos."
+    units, manifest = fingerprints()
+    manifest["group"], manifest["split"] = "", np.repeat(["train", "val", "test"], 40)
+    params = check_params({"features": ["sift"], "words": 32, "max_epochs": 20, "device": "cpu", "hidden": 64})
+    result = train_feature("sift", units, manifest, ["a", "b"], params)
+    test = (manifest["split"] == "test").to_numpy()
+    others, unknown = fingerprints(seed=1)[0], manifest.assign(label=manifest["label"].where(~test))
+    again = train_feature("sift", [o if h else u for o, u, h in zip(others, units, test)], unknown, ["a", "b"], params)
+    assert all(torch.equal(result.state[k], again.state[k]) for k in result.state)
+
+
+# The classifier
+
+
+def test_equal_seeds_give_equal_bytes():
+    X, y = synthetic(400, 32, 3)
+    train = lambda seed: fit(X[:300], y[:300], 3, X[300:], y[300:], hidden=16, max_epochs=12, seed=seed)
+    one, same, other = train(4), train(4), train(5)
+    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), same.model.state_dict().values()))
+    assert one.history.equals(same.history)
+    assert not torch.equal(one.model[0].weight, other.model[0].weight)
+
+
+def test_early_stopping_keeps_the_best_epoch():
+    X, y = synthetic(600, 64, 3)
+    done = fit(X[:300], y[:300], 3, X[300:], y[300:], hidden=16, max_epochs=60, patience=4)
+    history = done.history
+    assert done.best == history["val_top1"].idxmax() and len(history) == done.best + 4 + 1
+    assert (probabilities(done.model, X[300:]).argmax(1) == y[300:]).mean() == pytest.approx(history["val_top1"].max())
+
+
+def test_learning_rate_restarts():
+    X, y = synthetic(128, 8, 2)
+    rate = fit(X, y, 2, hidden=4, lr=0.01, t_0=5, max_epochs=11, patience=None).history["lr"]
+    np.testing.assert_allclose(rate, [0.005 * (1 + np.cos(np.pi * (e % 5) / 5)) for e in range(11)], rtol=1e-9)
+
+
+# The printed tables
+
+
+@pytest.mark.parametrize("feature, right, hardest, easiest", [
+    ("sift", 504, [12], [11]), ("cnn", 1411, [12], [11]), ("cnn3d", 1473, [8], [0, 1, 3, 11])])
+def test_published_matrices(feature, right, hardest, easiest):
+    C = pd.read_csv(ROOT/f"nbs/experiments/published/{feature}_confusion.csv", index_col="class").to_numpy()
+    assert (np.trace(C), C.sum()) == (right, 1500)
+    assert C.sum(1).tolist() == [108, 107, 91, 97, 108, 98, 87, 91, 91, 106, 109, 108, 94, 96, 109]
+    assert extremes(C, range(15)) == (hardest, easiest)
+    committed = ROOT/f"figures/published/{feature}_stats_as_printed.csv"
+    assert as_printed(C).reset_index().to_csv(index=False, float_format="%.6f").encode() == committed.read_bytes()
+    y, pred = (np.repeat(axis.ravel(), C.ravel()) for axis in np.indices(C.shape))
+    table = pd.read_csv(ROOT/f"figures/published/{feature}_stats.csv")
+    theirs = reference.precision_recall_fscore_support(y, pred)
+    for column, values in zip(["precision", "recall", "f1"], theirs): np.testing.assert_allclose(table[column][:15], values, atol=5e-7)
+
+
+@pytest.mark.skipif(not (SHARED/"published").is_dir(), reason="no folder with the report's typed-off tables beside the checkout")
+@pytest.mark.parametrize("feature", ["sift", "cnn", "cnn3d"])
+def test_published_tables_are_the_reports_to_the_digit(feature):
+    assert (ROOT/f"figures/published/{feature}_stats_as_printed.csv").read_bytes() == (SHARED/f"published/{feature}_stats.csv").read_bytes()
+    assert (ROOT/f"nbs/experiments/published/{feature}_confusion.csv").read_bytes() == (SHARED/f"published/{feature}_confusion.csv").read_bytes()

@@ -1,0 +1,53 @@
+"""The report in a real browser: it shows everything, asks for nothing, and fits a telephone"""
+
+import shutil
+
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic", "--no-first-run", "--disable-component-update", "--disable-sync"]
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module", params=[1280, 390], ids=["desktop", "telephone"])
+def opened(request, tiny_run):
+    "The report at one width: (page, what it complained of, what it asked for)."
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    complaints, asked = [], []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=QUIET)
+        page = browser.new_page(viewport={"width": request.param, "height": 900})
+        page.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda r: asked.append(r.url))
+        page.goto((tiny_run.folder/"report.html").as_uri(), wait_until="load")
+        yield page, complaints, asked
+        browser.close()
+
+
+def test_no_complaints_and_no_requests(opened, tiny_run):
+    _, complaints, asked = opened
+    assert complaints == []
+    assert {url for url in asked if not url.startswith("data:")} == {(tiny_run.folder/"report.html").as_uri()}
+
+
+def test_every_picture_is_there(opened):
+    widths = opened[0].eval_on_selector_all("img", "pictures => pictures.map(i => i.naturalWidth)")
+    assert len(widths) == 7 and all(widths)  # the model, three matrices, three pairs of curves
+    assert opened[0].eval_on_selector_all("img", "pictures => pictures.every(i => i.alt)")
+
+
+def test_nothing_runs_out_of_the_page(opened):
+    inside, window = opened[0].evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert inside <= window
+    outside = "all => all.filter(e => e.getBoundingClientRect().right > window.innerWidth + 1).length"
+    assert opened[0].eval_on_selector_all("img, p, h1, h2, h3, .table", outside) == 0
+
+
+def test_the_report_reads_as_one(opened):
+    page = opened[0]
+    assert page.title() == "tiny: how much of the label does each feature carry?"
+    assert page.locator("h1").count() == 1 and page.locator("h2").count() >= 5
+    assert page.locator("table").count() >= 7
+    assert "Traceback" not in page.inner_text("body") and "untrained" in page.inner_text("body")
