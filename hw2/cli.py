@@ -28,7 +28,7 @@ from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_p
 from .train import predict
 from .video import VideoError
 
-# %% ../nbs/90_cli.ipynb #dd498888
+# %% ../nbs/90_cli.ipynb #76e19bd5
 EXPERIMENTS = ROOT/"nbs/experiments"
 
 
@@ -45,7 +45,8 @@ def execute(
     if sys.stderr.isatty(): os.environ["HW2_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger would warn of Python's frozen modules
     try:
-        papermill.execute_notebook(str(notebook), str(output), params, progress_bar={"desc": f"{output.stem:12}", "unit": "cell"}, kernel_name="python3",
+        papermill.execute_notebook(str(notebook), str(output), params, kernel_name="python3",
+                                   progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": "ipykernel" in sys.modules},
                                    config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as e:
         first = e.source.strip().splitlines()[0]
