@@ -139,6 +139,7 @@ def test_a_reversed_video_gives_reversed_frames(n, rate, fps, tmp_path):
     for t in [frame_times(video.duration, fps), clip_times(video.duration, 3, 11), clip_times(video.duration, 2, 16)]:
         t = t.ravel()
         if n % 2 == 0: t = t[np.abs(t - video.duration / 2) > 2e-3]  # the exact middle between two frames has no mirror image
+        if not len(t): continue  # one frame, and that one the middle
         assert (shown(video, t) == n - 1 - shown(probe(backward), t)[::-1]).all()
         assert (read_frames(forward, t) == read_frames(backward, t)[::-1]).all()
 
