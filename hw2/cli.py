@@ -6,10 +6,11 @@
 __all__ = ['EXPERIMENTS', 'NotebookError', 'execute', 'Commands', 'app', 'value_of', 'outlook', 'minutes', 'run', 'form_of',
            'params_text', 'init', 'predict_clips', 'publish_run']
 
-# %% ../nbs/90_cli.ipynb #6ee0dd0c
+# %% ../nbs/90_cli.ipynb #04d761ab
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -82,37 +83,39 @@ def value_of(
     try: return {pair[0]: float(value) if isinstance(value, str) else value}  # YAML takes 1e-3 for text
     except ValueError: return {pair[0]: value}
 
-# %% ../nbs/90_cli.ipynb #8c520569
+# %% ../nbs/90_cli.ipynb #bb1cabf4
 def outlook(
     params: dict,
     sample: int = 8,  # videos to time
-) -> str:  # some lines of text
+) -> Iterator[str]:  # lines of text, as they become known
     "Counts, and an estimate from videos that are timed now."
     dataset = dataset_of(params)
     parts(dataset.manifest, dataset.classes)
     splits = dataset.manifest["split"].value_counts()
     counts = ", ".join(f"{splits[s]} {s}" for s in ("train", "val", "test") if s in splits)
-    lines = [f"{len(dataset.manifest)} videos in {len(dataset.classes)} classes: {counts}"]
+    yield f"{len(dataset.manifest)} videos in {len(dataset.classes)} classes: {counts}"
     unreadable = int((dataset.manifest["content"] == "").sum())
-    if unreadable: lines.append(f"{unreadable} of them are missing or cannot be opened")
+    if unreadable: yield f"{unreadable} of them are missing or cannot be opened"
     stores = stores_of(params)
     todo = lacking(dataset.manifest, stores)
-    for f in stores: lines.append(f"{f}: {sum(len(v) for v, features in todo if f in features)} videos to extract")
-    if not todo: return "\n".join([*lines, "nothing to extract"])
+    for f in stores: yield f"{f}: {sum(len(v) for v, features in todo if f in features)} videos to extract"
+    if not todo:
+        yield "nothing to extract"
+        return
     videos, wanted = pd.concat([v for v, _ in todo]), {f: stores[f][0] for _, features in todo for f in features}
     with worker_pool(params) as pool:
         for part in (videos.head(1), videos.head(sample)):  # the first starts the workers and builds the networks
             start = time.perf_counter()
             for _ in extract_part(part, dataset.root, wanted, pool): pass
             seconds = (time.perf_counter() - start) / len(part)
-    return "\n".join([*lines, f"extraction: about {minutes(seconds * len(videos))}, from {len(part)} videos timed now"])
+    yield f"extraction: about {minutes(seconds * len(videos))}, from {len(part)} videos timed now"
 
 
 def minutes(seconds: float) -> str:
     "A duration for people."
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-# %% ../nbs/90_cli.ipynb #0c3fdcd7
+# %% ../nbs/90_cli.ipynb #804782d9
 @app.command()
 @click.option("--params", "file", required=True, metavar="FILE", help="YAML file; nbs/experiments/params/demo.yaml shows all parameters.")
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="KEY VALUE", help="One parameter over the file's, as YAML; may be repeated.")
@@ -123,7 +126,7 @@ def run(file, pairs, name, dry_run):
     params, name = read_params(file, *map(value_of, pairs)), name or Path(file).stem
     if dry_run:
         if Path("runs", name).exists(): run_params(Path("runs", name), params)
-        click.echo(outlook(params))
+        for line in outlook(params): click.echo(line)
         return
     folder = open_run(name, params)
     total = Stage(folder, "run")

@@ -19,14 +19,14 @@ from .data import read_manifest
 from .report import SECONDS, called, captions, read_metrics, read_stages, summary
 from .tables import to_markdown
 
-# %% ../nbs/42_page.ipynb #23589d92
+# %% ../nbs/42_page.ipynb #13a62abb
 def _fitted(
     run: str | Path,
 ) -> str:  # a sentence, or nothing when no time is known
     "How long the classifiers took together, rounded up so that equal runs write equal files."
     stages, features = read_stages(run), list(read_metrics(run))
     seconds = sum(stages.get(f"train_{f}", {}).get("fit_seconds", math.inf) for f in features)
-    bound = next((s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if seconds < s), None)
+    bound = next((s for s in (10, 30, 60, 120, 300, 600) if seconds < s), None)
     theirs = f" (the report: {sum(SECONDS[f] for f in features):.0f} s)" if set(features) <= set(SECONDS) else ""
     return f" Fitting its classifiers took under {bound} s together{theirs}." if bound else ""
 
