@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'DataError', 'Dataset', 'write_manifest', 'read_manifest', 'write_classes', 'read_classes',
            'read_table', 'from_course', 'from_folders', 'from_csv', 'read_dataset', 'split_manifest', 'parts',
-           'hash_contents']
+           'content_of', 'hash_contents']
 
 # %% ../nbs/02_data.ipynb #0fd3124a
 import re
@@ -277,15 +277,18 @@ def parts(
         if lacking: raise DataError(f"no training video{'' if k is None else f' in fold {k}'} for class {', '.join(classes[c] for c in lacking)}")
     return found
 
-# %% ../nbs/02_data.ipynb #6e0135ef
+# %% ../nbs/02_data.ipynb #e7a165e1
+def content_of(path: Path) -> str:
+    "The hash of a file's bytes, empty where it cannot be read."
+    try: return file_hash(path)
+    except OSError: return ""
+
+
 def hash_contents(
     dataset: Dataset,
     workers: int | None = None,  # threads; None: one a core
 ) -> pd.DataFrame:  # the manifest with `content` filled; empty where the file cannot be read
     "Hash every video's bytes."
-    def content(path):
-        try: return file_hash(dataset.root/path)
-        except OSError: return ""
-    paths = dataset.manifest["path"]
+    paths = [dataset.root/p for p in dataset.manifest["path"]]
     with ThreadPoolExecutor(workers) as pool:
-        return dataset.manifest.assign(content=list(progress(pool.map(content, paths), "hashing", total=len(paths), unit="video")))
+        return dataset.manifest.assign(content=list(progress(pool.map(content_of, paths), "hashing", total=len(paths), unit="video")))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['dataset_of', 'record_dataset', 'pooler_of', 'extract_part', 'stores_of', 'lacking', 'extract', 'unreadable']
 
-# %% ../nbs/21_extract.ipynb #bd282e5b
+# %% ../nbs/21_extract.ipynb #d6699720
 import os
 import tempfile
 from collections import deque
@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from .backbone import PooledEmbeddings
-from .core import file_hash, progress
-from .data import Dataset, hash_contents, read_dataset, split_manifest, write_classes, write_manifest
+from .core import progress
+from .data import Dataset, content_of, hash_contents, read_dataset, split_manifest, write_classes, write_manifest
 from .demo import draw_set
 from .prepare import extractor_of, prepare_or_why, worker_pool
 from .run import ParameterError
@@ -157,18 +157,12 @@ def extract(
     if stopping: _stop_at(skipped)
     return pd.concat([skipped, pd.DataFrame([("", p, "no label names this file") for p in dataset.strays], columns=skipped.columns)], ignore_index=True)
 
-# %% ../nbs/21_extract.ipynb #98262409
+# %% ../nbs/21_extract.ipynb #67efb052
 def _keep(part: dict[str, list[Units]], videos: pd.DataFrame, root: Path, stores: dict) -> None:
     "Store a part, feature by feature."
     for content, path, unit in zip(videos["content"], videos["path"], next(iter(part.values()))):
-        if unit.error and _content(root/path) != content: raise RuntimeError(f"{root/path} changed or vanished while it was read; run again")
+        if unit.error and content_of(root/path) != content: raise RuntimeError(f"{root/path} changed or vanished while it was read; run again")
     for f, units in part.items(): stores[f][1].keep(videos["content"], units)
-
-
-def _content(path: Path) -> str:
-    "The file's hash, empty where it cannot be read."
-    try: return file_hash(path)
-    except OSError: return ""
 
 # %% ../nbs/21_extract.ipynb #21f2d9e2
 def unreadable(
