@@ -52,6 +52,7 @@ def executed(tmp_path_factory):
     "Every library notebook, executed two at a time with no network and no cached weights; by path, as futures."
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setenv("HW2_TERMINAL", os.devnull)
+        patch.setenv("IN_TEST", "1")  # the last cell's export would rewrite hw2/ under the notebook that runs beside
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
         for proxy in ("http_proxy", "https_proxy"): patch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
         patch.setenv("no_proxy", "127.0.0.1")  # but a notebook may serve a file to itself
