@@ -198,7 +198,7 @@ def flatten_maps(
     if x.ndim == 2: return x
     return x.mean(1) if x.ndim == 3 else x.flatten(2).mean(2)
 
-# %% ../nbs/11_backbone.ipynb #b5f889f9
+# %% ../nbs/11_backbone.ipynb #f1a00ecd
 class Backbone:
     "A network with its weights, its preprocessing and its node, as a function from frames or clips to vectors."
     def __init__(self,
@@ -211,7 +211,6 @@ class Backbone:
     ):
         if name not in known_backbones(): raise _unknown("backbone", name, known_backbones())
         self.name, self.weights, self.node, self.batch, self.device = name, weights, node, batch, device
-        self.preprocess = preprocess
         self.transform = preprocessing(name, weights, preprocess)
 
     @property

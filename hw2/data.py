@@ -243,7 +243,7 @@ def split_manifest(
     split[free[train]], split[free[val]] = "train", "val"
     return m.assign(split=split)
 
-# %% ../nbs/02_data.ipynb #7dc94ce6
+# %% ../nbs/02_data.ipynb #822e0cd6
 def _with_folds(m: pd.DataFrame, free: np.ndarray, folds: int | str, split_seed: int) -> pd.DataFrame:
     "Folds over the rows `free`: k of them, or one for each group."
     y, groups = m["label"].iloc[free].to_numpy(int), m["group"].iloc[free].to_numpy(str)
@@ -259,8 +259,7 @@ def _with_folds(m: pd.DataFrame, free: np.ndarray, folds: int | str, split_seed:
     fold = np.full(len(m), -1)
     for k, (_, held) in enumerate(splits): fold[free[held]] = k
     split = np.where(fold >= 0, "val", m["split"])
-    return m.assign(split=split.astype(object), fold=pd.array(np.where(fold >= 0, fold, 0), dtype="Int64")).assign(
-        fold=lambda d: d["fold"].where(fold >= 0))
+    return m.assign(split=split.astype(object), fold=pd.Series(fold, m.index, dtype="Int64").where(fold >= 0))
 
 # %% ../nbs/02_data.ipynb #6cb11162
 def parts(
