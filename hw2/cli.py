@@ -29,7 +29,7 @@ from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_p
 from .train import predict
 from .video import VideoError
 
-# %% ../nbs/90_cli.ipynb #76e19bd5
+# %% ../nbs/90_cli.ipynb #0094a8ef
 EXPERIMENTS = ROOT/"nbs/experiments"
 
 
@@ -48,7 +48,8 @@ def execute(
     try:
         papermill.execute_notebook(str(notebook), str(output), params, kernel_name="python3",
                                    progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": "ipykernel" in sys.modules},
-                                   config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"])
+                                   config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"],
+                                   shutdown_kernel="immediate")  # a polite end waits for multiprocessing's helper process and may complain of it
     except papermill.PapermillExecutionError as e:
         first = e.source.strip().splitlines()[0]
         raise NotebookError(f"{notebook.name} stopped in cell {e.cell_index + 1}: {e.ename}: {e.evalue}\n  cell: {first}\n  executed copy: {output}") from e
