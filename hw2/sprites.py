@@ -49,10 +49,11 @@ def photograph(
     image.setflags(write=False)
     return image
 
-# %% ../nbs/02b_sprites.ipynb #92484c99
+# %% ../nbs/02b_sprites.ipynb #28e85c4c
 SPLITS = ("train", "val", "test")
 SIDE = 128  # pixels, of a view
-PARTS = {"train": (0, 0, 1, 0.5), "val": (0, 0.5, 0.36, 1), "test": (0.36, 0.5, 0.72, 1)}  # top, left, bottom, right, as shares of the photograph
+PARTS = {"train": (0, 0, 1, 0.5), "val": (0, 0.5, 0.36, 1), "test": (0.36, 0.5, 0.72, 1),
+         "pretext": (0.72, 0.5, 1, 1)}  # top, left, bottom, right, as shares of the photograph; the last one for training networks
 
 
 def region(

@@ -1,0 +1,108 @@
+"""What trains the bundled networks keeps away from the demo set: its code, its photographs' parts, its seeds, its videos"""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hw2.clips
+import hw2.frames
+import hw2.pretext
+import hw2.shapes
+from hw2.backbone import Backbone, WeightsError, embed
+from hw2.cli import execute
+from hw2.clips import CLIP_QUESTIONS, HAPPENS
+from hw2.core import ROOT
+from hw2.demo import CLASSES
+from hw2.frames import FRAME_QUESTIONS
+from hw2.pretext import Clips, Stills
+from hw2.sprites import CREDITS, SPLITS, photograph, region
+
+DRAWING = {"CREDITS", "photograph", "region", "levels", "Put", "paste"}  # what the demo and the pretext share: photographs by name, and the pasting of sprites
+
+
+def test_the_demo_is_not_even_imported():
+    subprocess.run([sys.executable, "-c", "import sys, hw2.pretext; assert 'hw2.demo' not in sys.modules"], check=True)
+
+
+@pytest.mark.parametrize("module", [hw2.shapes, hw2.clips, hw2.frames, hw2.pretext])
+def test_of_the_demos_drawing_only_the_pasting_is_used(module):
+    froms = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.ImportFrom) and n.module in {"sprites", "demo"}]
+    assert {a.name for n in froms for a in n.names} <= DRAWING
+    assert {n.module for n in froms} <= {"sprites"}
+
+
+@pytest.mark.parametrize("name", CREDITS.photograph)
+def test_no_pixel_of_a_photograph_is_shown_in_both(name, monkeypatch):
+    shape, asked = photograph(name).shape[:2], []
+    monkeypatch.setattr(hw2.shapes, "region", lambda *a: asked.append(a) or region(*a))
+    hw2.shapes.texture(np.random.default_rng(0), name, 20, 20)
+    assert asked == [(name, "pretext")]
+    shown = {part: np.zeros(shape, bool) for part in (*SPLITS, "pretext")}
+    for part, mask in shown.items():
+        top, left, bottom, right = region(name, part)
+        mask[top:bottom, left:right] = True
+    assert not any((shown["pretext"] & shown[split]).any() for split in SPLITS) and shown["pretext"].sum() > 10_000
+
+
+def test_no_generator_of_the_demos_is_used():
+    "A list of numbers is padded with zeros, so that [0, 1, 2] and [0, 1, 2, 0] are one seed: lists would collide."
+    demo = {np.random.default_rng([s, split, k, i]).integers(2**63) for s in range(2) for split in range(3) for k in range(len(CLASSES)) for i in range(40)}
+    pretext = {hw2.pretext._generator(s, world, i).integers(2**63) for s in range(2) for world in (1, 2) for i in range(2000)}
+    assert len(demo) == 2 * 3 * 15 * 40 and len(pretext) == 8000 and not demo & pretext
+    assert np.random.default_rng([0, 1, 2]).integers(2**63) in demo  # this check can fail
+
+
+@pytest.mark.parametrize("data, questions", [(Clips(300, seed=8), CLIP_QUESTIONS), (Stills(300, seed=8), FRAME_QUESTIONS)])
+def test_answers_are_among_the_answers(data, questions):
+    told = np.array([list(data.draw(i)[1].values()) for i in range(200)])
+    assert (told >= -1).all() and (told < [len(a) for a in questions.values()]).all()
+    assert (np.sort(told, 0)[-1] > 0).all()  # every question is answered with more than "no" now and then
+
+
+def test_the_same_item_is_the_same_whoever_draws_it():
+    a, b = Clips(10, seed=5).draw(7), Clips(10, seed=5).draw(7)
+    assert np.array_equal(a[0], b[0]) and a[1] == b[1]
+    assert not np.array_equal(a[0], Clips(10, seed=6).draw(7)[0])
+
+
+def motion(clip: np.ndarray) -> np.ndarray:
+    "How far the picture's brightness has to be moved between frames, (2,) pixels right and down, by phase correlation."
+    grey = clip.mean(3).astype(np.float32)
+    window = cv2.createHanningWindow(grey.shape[:0:-1], cv2.CV_32F)
+    return np.mean([cv2.phaseCorrelate(a, b, window)[0] for a, b in zip(grey, grey[1:])], 0)
+
+
+def test_a_camera_that_moves_right_moves_the_picture_left():
+    "In nearly all clips: a plain dark wall gives phase correlation nothing to hold on to."
+    data = Clips(600, seed=2, without=("thing", "crowd", "sheet", "panel", "figure"))
+    moves = [motion(clip)[0] for clip, answers in map(data.draw, range(600)) if HAPPENS[answers["happens"]] == "camera right"]
+    assert len(moves) > 40 and np.mean(np.array(moves) < 0) > 0.85
+
+
+def test_what_is_left_out_does_not_happen():
+    told = [Clips(200, without=("spin", "grow", "crowd", "camera")).draw(i)[1] for i in range(200)]
+    assert not any(a["spin"] > 0 or a["grow"] > 0 or a["crowd"] >= 0 or a["camera"] > 0 for a in told)
+    assert any(a["go"] > 0 for a in told)
+
+
+# The experiment that writes the weights
+
+
+def test_pretrain_writes_networks_that_load(tmp_path):
+    execute(ROOT/"nbs/experiments/pretrain.ipynb", tmp_path/"pretrain.ipynb", dict(out=str(tmp_path/"weights"), clips=32, frames=64, workers=1, seed=3))
+    for name, dim, shape in [("convnext_mini", 256, (3, 96, 96)), ("r2plus1d_mini", 128, (3, 16, 64, 64))]:
+        file = tmp_path/"weights"/f"{name}.safetensors"
+        backbone, facts = Backbone(name, str(file), batch=2), json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        assert file.stat().st_size <= 4e6 and facts["architecture"] == name and facts["seed"] == 3 and facts["seconds"] > 0
+        assert all(v.dtype in {torch.float16, torch.int64} for v in load_file(file).values())
+        assert embed(backbone, np.zeros((1, *shape), np.float32)).shape == (1, dim)
+        file.write_bytes(file.read_bytes()[:-1] + b"\0")
+        with pytest.raises(WeightsError, match=f"{name}.safetensors is damaged: its hash is"): Backbone(name, str(file))
