@@ -7,7 +7,7 @@ __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'read_result', 'read_metrics', 'read_
            'stats', 'published_matrix', 'published_top1', 'split_sizes', 'majority', 'summary', 'intervals',
            'reversals', 'timings', 'told', 'notes', 'write_feature', 'write_summary']
 
-# %% ../nbs/40_report.ipynb #9d480508
+# %% ../nbs/40_report.ipynb #bd17aa9f
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 from .core import ROOT
 from .data import read_classes, read_manifest
 from .demo import REVERSALS
-from .figures import plot_confusion, plot_curves, plot_mlp, save_figure
+from .figures import plot_confusion, plot_curves, plot_mlp, plot_reversals, save_figure
 from .metrics import confusion, interval, per_class
 from .run import run_params
 from .tables import plain, write_table
@@ -162,19 +162,20 @@ def intervals(
             if n := int(C.sum()): rows.append([called(run, f), split, n, int(np.trace(C)), np.trace(C) / n, *interval(np.trace(C), n)])
     return pd.DataFrame(rows, columns=["feature", "videos", "n", "right", "top1", "low", "high"])
 
-# %% ../nbs/40_report.ipynb #2817c674
+# %% ../nbs/40_report.ipynb #ffe69973
 def reversals(
     run: str | Path,
-) -> pd.DataFrame:  # one row per pair and one for all of them; columns `pair`, then one per feature; no row without pairs
-    "For each pair of classes that differ in the direction of time alone: videos with the right direction of those told to be one of the two."
-    names, features = read_classes(Path(run)/"classes.csv"), read_metrics(run)
-    pairs = [p for p in REVERSALS if set(p) <= set(names)]
-    cells = {}
-    for f in features:
-        blocks = [run_matrix(run, f)[np.ix_(ij, ij)] for ij in ([names.index(c) for c in p] for p in pairs)]  # (2, 2) each
-        right, of = [int(np.trace(b)) for b in blocks], [int(b.sum()) for b in blocks]
-        cells[called(run, f)] = [f"{r} of {n}" for r, n in zip([*right, sum(right)], [*of, sum(of)])]
-    return pd.DataFrame({"pair": [f"{a}, {b}" for a, b in pairs] + ["all pairs"], **cells}) if pairs else pd.DataFrame(columns=["pair", *cells])
+) -> pd.DataFrame:  # feature, pair, right, n, share, low, high; for each feature a row per pair, then "all pairs"; no row without pairs
+    "For each pair of classes that differ in the direction of time alone: the right ones of those told to be one of the two, with Wilson's 95 % interval."
+    names = read_classes(Path(run)/"classes.csv")
+    pairs, rows = [p for p in REVERSALS if set(p) <= set(names)], []
+    for f in read_metrics(run) if pairs else []:
+        C = run_matrix(run, f, "val") + run_matrix(run, f, "test")
+        blocks = {f"{a}, {b}": C[np.ix_(ij, ij)] for a, b in pairs for ij in [[names.index(a), names.index(b)]]}  # (2, 2) each
+        for pair, block in (blocks | {"all pairs": sum(blocks.values())}).items():
+            right, n = int(np.trace(block)), int(block.sum())
+            rows.append([called(run, f), pair, right, n, right / n if n else None, *(interval(right, n) if n else (None, None))])
+    return pd.DataFrame(rows, columns=["feature", "pair", "right", "n", "share", "low", "high"])
 
 # %% ../nbs/40_report.ipynb #e2dd117b
 def timings(
@@ -242,7 +243,7 @@ def notes(
                 "which also reflects how many videos a class has.")
     return "\n".join(f"- {s}" for s in says)
 
-# %% ../nbs/40_report.ipynb #d5304590
+# %% ../nbs/40_report.ipynb #eceeeae8
 def write_feature(
     run: str | Path,
     feature: str,
@@ -257,8 +258,9 @@ def write_feature(
 def write_summary(
     run: str | Path,
 ) -> None:
-    "Write the summary table and the model's figure into the run's `figures/`."
+    "Write the summary table, the model's figure and, where there are such pairs, that of time's direction into the run's `figures/`."
     figures, p = Path(run)/"figures", run_params(run)
     write_table(summary(run), figures/"summary", "Top-1 of every feature, beside the report's")
     dims = {called(run, f): m["dim"] for f, m in read_metrics(run).items()}
     save_figure(plot_mlp(dims, p["hidden"], len(read_classes(Path(run)/"classes.csv")), p["dropout"]).figure, figures/"model", formats=["png"])
+    if len(pairs := reversals(run)): save_figure(plot_reversals(pairs).figure, figures/"time_reversal", formats=["png"])

@@ -123,7 +123,7 @@ def test_submission_follows_the_template(feature, tiny_run):
 def test_figures_and_summary(tiny_run):
     expected = {f"{kind}_{f}.{suffix}" for f in FEATURES for kind, suffixes in
                 [("confusion", ["png", "svg"]), ("stats", ["csv", "md"]), ("curves", ["png"])] for suffix in suffixes}
-    assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected | {"summary.csv", "summary.md", "model.png"}
+    assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected | {"summary.csv", "summary.md", "model.png", "time_reversal.png"}
     summary = pd.read_csv(tiny_run.folder/"figures/summary.csv")
     assert summary.columns.tolist() == ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
     assert summary["feature"].str.contains("majority").any() and summary["feature"].str.contains("logistic").sum() == 3
