@@ -173,13 +173,14 @@ def load_weights(
         raise WeightsError(f"{file} does not fit {type(network).__name__}: {' '.join(str(e).split())[:300]}") from e
     return network
 
-# %% ../nbs/11_backbone.ipynb #a9e98cd8
+# %% ../nbs/11_backbone.ipynb #55695f2a
 def sidecar(
     backbone: str,  # one of the small ones
     file: Path,  # its weights
-) -> dict:  # architecture, num_classes, hash, preprocessing and more
+) -> dict:  # architecture, num_classes, hash, preprocessing and more; nothing for a file of one's own without one
     "What the file beside the weights says of them; raises `WeightsError` where it does not fit, or the weights are damaged."
     path, needed = file.with_suffix(".json"), {"architecture", "num_classes", "hash", "preprocessing"}
+    if not path.is_file() and file.parent != WEIGHTS: return {}
     try: facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise WeightsError(f"{path}: no sidecar that can be read stands beside the weights: {e}") from e
     if not isinstance(facts, dict) or not needed <= facts.keys(): raise WeightsError(f"{path} is no sidecar: {', '.join(sorted(needed - set(facts)))} missing")
@@ -187,7 +188,7 @@ def sidecar(
     if (found := file_hash(file)) != facts["hash"]: raise WeightsError(f"{file} is damaged: its hash is {found}, {path.name} says {facts['hash']}")
     return facts
 
-# %% ../nbs/11_backbone.ipynb #2e5a86ee
+# %% ../nbs/11_backbone.ipynb #02beeae1
 def preprocessing(
     backbone: str,
     weights: str,  # as in `weights_file`
@@ -195,7 +196,8 @@ def preprocessing(
 ) -> Callable:  # uint8 (..., 3, h, w) -> float32
     "The transform that these weights expect."
     if preprocess is None and backbone in MINI:
-        return MINI[backbone][1](**sidecar(backbone, weights_file(backbone, weights))["preprocessing"]) if weights != "random" else MINI[backbone][1]()
+        facts = sidecar(backbone, file) if (file := weights_file(backbone, weights)) else {}
+        return MINI[backbone][1](**facts.get("preprocessing", {}))
     if preprocess and "." in preprocess:
         try: return get_weight(preprocess).transforms()
         except (ValueError, KeyError, AttributeError) as e: raise WeightsError(f"preprocess {preprocess!r}: {e}") from e
@@ -225,7 +227,7 @@ def flatten_maps(
     if x.ndim == 2: return x
     return x.mean(1) if x.ndim == 3 else x.flatten(2).mean(2)
 
-# %% ../nbs/11_backbone.ipynb #2ebaad95
+# %% ../nbs/11_backbone.ipynb #d2aacf42
 class Backbone:
     "A network with its weights, its preprocessing and its node, as a function from frames or clips to vectors."
     def __init__(self,
@@ -256,7 +258,8 @@ class Backbone:
     def network(self) -> nn.Module:
         "The network with its weights, ready to run; checked by name only when first needed."
         if self.untrained: network = build(self.name)
-        elif self.name in MINI: network = load_weights(build(self.name, num_classes=sidecar(self.name, self.file)["num_classes"]), self.file)
+        elif self.name in MINI and (facts := sidecar(self.name, self.file)):
+            network = load_weights(build(self.name, num_classes=facts["num_classes"]), self.file)
         elif Path(self.weights).suffix: network = load_weights(build(self.name), self.file)
         else: network = get_model(self.name, weights=_enum(self.name, self.weights))  # from the file that is here; some models differ with weights
         embedding_node(network, self.node)

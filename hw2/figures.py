@@ -102,7 +102,7 @@ def plot_curves(
     if title: ax[0].set_title(title, loc="left", size=11, parse_math=False)
     return ax
 
-# %% ../nbs/38_figures.ipynb #3c53732b
+# %% ../nbs/38_figures.ipynb #c9b6652c
 FEATURES = {"sift": "#56595c", "cnn": "#D55E00", "cnn3d": "#0072B2"}  # colours that a colour-blind reader tells apart
 
 
@@ -116,7 +116,7 @@ def plot_reversals(
     ax.axvline(.5, color="#999999", lw=1, ls="--", zorder=0)
     for i, f in enumerate(features):
         d = table[(table["feature"] == f) & (table["n"] > 0)]
-        y = d["pair"].map(pairs.index) + .22 * (i - (len(features) - 1) / 2)
+        y = np.array([pairs.index(p) for p in d["pair"]], float) + .22 * (i - (len(features) - 1) / 2)
         colour = FEATURES.get(f.split(" ")[0], "#333333")
         ax.hlines(y, d["low"], d["high"], color=colour, lw=2)
         ax.plot(d["share"], y, "o", color=colour, mec="white", ms=7, label=f)

@@ -224,7 +224,7 @@ def backbone(**parameters):
     (lambda: backbone(name="resnet18", weights="IMAGENET1K_V7"), "resnet18 weights 'IMAGENET1K_V7' is unknown; did you mean IMAGENET1K_V1"),
     (lambda: backbone(name="resnet18", preprocess="KINETICS"), "resnet18 weights 'KINETICS' is unknown"),
     (lambda: backbone(preprocess="ResNet50_Weights.V9"), "preprocess 'ResNet50_Weights.V9'"),
-    (lambda: backbone(weights="IMAGENET1K_V1").file, "convnext_mini knows a file or random"),
+    (lambda: backbone(weights="IMAGENET1K_V1").file, "convnext_mini knows bundled, a file or random"),
     (lambda: backbone(weights="none.safetensors").file, "none.safetensors: no such weights file"),
     (lambda: backbone(node="features.99").network, "node 'features.99' is unknown; did you mean features."),
 ])

@@ -111,7 +111,8 @@ def test_every_notebook_has_its_own_module_and_every_module_its_notebook():
 def test_imports_come_from_lower_numbers(path):
     number = {module: number for number, module in (p.stem.split("_", 1) for p in LIBRARY)}  # 02 comes before 02b, and that before 03
     used = {n.module.removeprefix("hw2.") for n in ast.walk(syntax(path)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("hw2.")}
-    assert {name for name in used if number[name] >= path.stem.split("_")[0]} == set()
+    own = path.stem.split("_", 1)[1]  # an example may import its own module: processes cannot find what a notebook defines
+    assert {name for name in used - {own} if number[name] >= path.stem.split("_")[0]} == set()
 
 
 def test_no_star_imports():
