@@ -34,7 +34,7 @@ def test_no_complaints_and_no_requests(opened, tiny_run):
 
 def test_every_picture_is_there(opened):
     widths = opened[0].eval_on_selector_all("img", "pictures => pictures.map(i => i.naturalWidth)")
-    assert len(widths) == 7 and all(widths)  # the model, three matrices, three pairs of curves
+    assert len(widths) == 8 and all(widths)  # the model, three matrices, three pairs of curves, the pairs told apart
     assert opened[0].eval_on_selector_all("img", "pictures => pictures.every(i => i.alt)")
 
 
