@@ -105,15 +105,15 @@ def _chosen(rng: np.random.Generator, primitives: tuple[str, ...], none: float, 
     if wanted and rng.random() < two: wanted.add(primitives[rng.integers(len(primitives))])
     return {p: int(rng.integers(len(PRIMITIVES[p]))) + 1 if p in wanted else 0 for p in PRIMITIVES}
 
-# %% ../nbs/34b_clips.ipynb #6c69bb01
+# %% ../nbs/34b_clips.ipynb #8cd560e6
 THING_DOES = ("go",) * 6 + ("spin",) * 5 + ("grow",) * 3 + ("sway",) * 5 + ("flicker",)  # as often as named
 
 
 def _thing(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
     "A cut-out shape."
     rng = paint.rng
-    answers.update(_chosen(rng, tuple(p for p in THING_DOES if p in primitives), 0.04, 0.15))
-    way, radius = move(rng, u, {p: answers[p] for p in PRIMITIVES}), SIDE * rng.uniform(0.1, 0.25)
+    answers.update(ways := _chosen(rng, tuple(p for p in THING_DOES if p in primitives), 0.04, 0.15))
+    way, radius = move(rng, u, ways), SIDE * rng.uniform(0.1, 0.25)
     most, turned = max(1, way.size.max()), rng.uniform(0, 2 * np.pi)
     sprite = cutout(paint, OUTLINES[rng.integers(len(OUTLINES))], radius * most)
     return [[Put(sprite, x, y, a + turned, s / most, s / most, o)] for x, y, a, s, o in zip(way.x, way.y, way.angle, way.size, way.opacity)]
@@ -143,12 +143,12 @@ def _crowd(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
     at -= (width - SIDE) / 2
     return [[Put(sprites[j % len(sprites)], *at[i, j], turned[j] + turning[j] * u[i]) for j in range(n)] for i in range(len(u))]
 
-# %% ../nbs/34b_clips.ipynb #8173f93f
+# %% ../nbs/34b_clips.ipynb #40017f57
 def _sheet(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
     "A waving rectangle, which may travel."
     rng, travels = paint.rng, bool(paint.rng.integers(2))
-    answers.update(_chosen(rng, tuple(p for p in primitives if p == "go"), 0.75, 0))
-    way, periods = move(rng, u, {p: answers[p] for p in PRIMITIVES}), rng.random() + rng.uniform(1, 4.5) * u
+    answers.update(ways := _chosen(rng, tuple(p for p in primitives if p == "go"), 0.75, 0))
+    way, periods = move(rng, u, ways), rng.random() + rng.uniform(1, 4.5) * u
     wave, turned = sheet(paint, SIDE * rng.uniform(0.2, 0.6), SIDE * rng.uniform(0.25, 0.7), travels), rng.integers(4) * np.pi / 2
     answers["travels"] = travels
     return [[Put(wave(t), x, y, turned)] for t, x, y in zip(periods, way.x, way.y)]
@@ -169,11 +169,11 @@ def _panel(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
 def _jointed(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
     "A figure that moves its limbs or bends, and may travel, hop or sway."
     rng = paint.rng
-    answers.update(_chosen(rng, tuple(p for p in ("go", "go", "sway") if p in primitives), 0.4, 0.35))
+    answers.update(ways := _chosen(rng, tuple(p for p in ("go", "go", "sway") if p in primitives), 0.4, 0.35))
     arms, legs, bends = int(rng.choice(4, p=[0.28, 0.24, 0.24, 0.24])), int(rng.choice(4, p=[0.3, 0.1, 0.25, 0.35])), bool(rng.random() < 0.15)
     cycles = rng.uniform(0.8, 5.5)
     answers.update(arms=arms, legs=legs, bends=int(bends), pace=int(np.digitize(cycles, [1.9, 3.2])) if arms or legs or bends else -1)
-    way = move(rng, u, {p: answers[p] for p in PRIMITIVES})
+    way = move(rng, u, ways)
     facing = int(np.sign(way.x[-1] - way.x[0])) if answers["go"] not in (0, 3, 7) else int(rng.choice([-1, 1]))
     sprites = figure(paint, SIDE * rng.uniform(0.4, 0.9), arms, legs, bends, 2 * np.pi * (rng.random() + cycles * u), facing)
     return [[Put(s, x, y, a, z, z)] for s, x, y, a, z in zip(sprites, way.x, way.y, way.angle, way.size)]
@@ -207,7 +207,7 @@ def backwards(
     "The answers for the clip's frames in reverse order."
     return {q: _BACK[q][a] if q in _BACK and a >= 0 else a for q, a in answers.items()}
 
-# %% ../nbs/34b_clips.ipynb #66e04cb9
+# %% ../nbs/34b_clips.ipynb #5b23f937
 def _camera(rng: np.random.Generator, u: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "How far the view has moved (n, 2), what it magnifies (n,) and how it has turned the picture (n,), for answer `k`."
     amount, moved, zoom, roll = _eased(rng, u) - 0.5, np.zeros((len(u), 2)), np.ones(len(u)), np.zeros(len(u))
@@ -221,16 +221,16 @@ def _camera(rng: np.random.Generator, u: np.ndarray, k: int) -> tuple[np.ndarray
     return moved, zoom, roll
 
 
-def _standing(paint: Paint, side: int) -> list[Put]:
+def _standing(paint: Paint) -> list[Put]:
     "Things and rods that have no part in what happens; mostly none."
     rng, puts = paint.rng, []
     for _ in range(rng.integers(1, 4) if rng.random() < 0.25 else 0):
-        if rng.random() < 0.5: sprite, turned = cutout(paint, OUTLINES[rng.integers(len(OUTLINES))], side * rng.uniform(0.04, 0.15)), 0.0
-        else: sprite, turned = slab(paint, side * rng.uniform(0.3, 1.6), side * rng.uniform(0.04, 0.12)), rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
-        puts.append(Put(sprite, *rng.uniform(0, side, 2), turned))
+        if rng.random() < 0.5: sprite, turned = cutout(paint, OUTLINES[rng.integers(len(OUTLINES))], SIDE * rng.uniform(0.04, 0.15)), 0.0
+        else: sprite, turned = slab(paint, SIDE * rng.uniform(0.3, 1.6), SIDE * rng.uniform(0.04, 0.12)), rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
+        puts.append(Put(sprite, *rng.uniform(0, SIDE, 2), turned))
     return puts
 
-# %% ../nbs/34b_clips.ipynb #5d83a083
+# %% ../nbs/34b_clips.ipynb #6c9c2687
 SHARES = {"nothing": 0.06, "thing": 0.38, "crowd": 0.16, "sheet": 0.06, "panel": 0.05, "figure": 0.29}  # of the clips, by actor
 
 
@@ -249,7 +249,7 @@ def draw_clip(
     if rng.random() < 0.8: scene = cv2.GaussianBlur(scene, None, rng.uniform(1, 3))
     paint = Paint(rng, scene.mean((0, 1)) if rng.random() < 0.9 else None)
     acting = _ACTORS[actor](paint, u, answers, tuple(p for p in PRIMITIVES if p not in without))
-    standing, corner, moved = _standing(paint, SIDE), (side - SIDE) * rng.uniform(0.2, 0.8, 2), _camera(rng, u, answers["camera"])
+    standing, corner, moved = _standing(paint), (side - SIDE) * rng.uniform(0.2, 0.8, 2), _camera(rng, u, answers["camera"])
     views = np.stack([_view(scene, corner, [*standing, *puts], *shot) for puts, *shot in zip(acting, *moved)])
     answers["happens"] = happens(answers)
     return developed(rng, views), {q: answers[q] for q in CLIP_QUESTIONS}
