@@ -6,13 +6,13 @@
 __all__ = ['FRAMES', 'SIDE', 'AROUND', 'PRIMITIVES', 'CROWD', 'CAMERA', 'ACTORS', 'HAPPENS', 'CLIP_QUESTIONS', 'THING_DOES',
            'SHARES', 'Way', 'move', 'happens', 'backwards', 'draw_clip']
 
-# %% ../nbs/34b_clips.ipynb #6abae7a7
+# %% ../nbs/34b_clips.ipynb #a5d349ac
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from .shapes import LIMBS, OUTLINES, Paint, cutout, developed, figure, sheet, slab
+from .shapes import LIMBS, Paint, cutout, developed, figure, sheet, slab
 from .sprites import Put, paste
 
 # %% ../nbs/34b_clips.ipynb #7a0b6ec8
@@ -25,14 +25,15 @@ CROWD = ("each its own way", "outward", "inward", "around clockwise", "around co
 CAMERA = ("right", "down", "left", "up", "in", "out", "clockwise", "counterclockwise")
 ACTORS = ("nothing", "thing", "crowd", "sheet", "panel", "figure")
 
-# %% ../nbs/34b_clips.ipynb #beb245e4
+# %% ../nbs/34b_clips.ipynb #2f09133a
 HAPPENS = (*(f"camera {c}" for c in ("still", *CAMERA)), "thing still", *(f"{p} {way}" for p, ways in PRIMITIVES.items() for way in ways),
            *(f"crowd {c}" for c in (*AROUND, *CROWD)), "sheet travels", "sheet stands", "panel still", *(f"panel {d}" for d in AROUND[::2]),
            "panel on and off", *(f"figure, arms {a}, legs {b}" for a in LIMBS for b in LIMBS), "figure bends")
 CLIP_QUESTIONS = {"happens": HAPPENS, "actor": ACTORS} | {p: ("no", *ways) for p, ways in PRIMITIVES.items()} | {
-    "crowd": ("together", *CROWD), "camera": ("still", *CAMERA), "arms": LIMBS, "legs": LIMBS, "bends": ("no", "yes"), "pace": ("slow", "medium", "fast")}
+    "crowd": ("together", *CROWD), "camera": ("still", *CAMERA), "arms": LIMBS, "legs": LIMBS, "bends": ("no", "yes"), "hops": ("no", "yes"),
+    "pace": ("slow", "medium", "fast")}
 
-# %% ../nbs/34b_clips.ipynb #3540597f
+# %% ../nbs/34b_clips.ipynb #94ef8c78
 @dataclass
 class Way:
     "Where one thing is, frame by frame."
@@ -55,8 +56,8 @@ def _go(rng: np.random.Generator, way: Way, u: np.ndarray, k: int) -> None:
 
 
 def _spin(rng: np.random.Generator, way: Way, u: np.ndarray, k: int) -> None:
-    "Turn."
-    way.angle = way.angle + (1, -1)[k] * 2 * np.pi * rng.uniform(0.4, 2) * u
+    "Turn, between two frames by 35 degrees at most: of six blades one could not tell which way they turn faster."
+    way.angle = way.angle + (1, -1)[k] * 2 * np.pi * rng.uniform(0.3, 1.4) * u
 
 
 def _grow(rng: np.random.Generator, way: Way, u: np.ndarray, k: int) -> None:
@@ -105,7 +106,7 @@ def _chosen(rng: np.random.Generator, primitives: tuple[str, ...], none: float, 
     if wanted and rng.random() < two: wanted.add(primitives[rng.integers(len(primitives))])
     return {p: int(rng.integers(len(PRIMITIVES[p]))) + 1 if p in wanted else 0 for p in PRIMITIVES}
 
-# %% ../nbs/34b_clips.ipynb #8cd560e6
+# %% ../nbs/34b_clips.ipynb #9082a6b7
 THING_DOES = ("go",) * 6 + ("spin",) * 5 + ("grow",) * 3 + ("sway",) * 5 + ("flicker",)  # as often as named
 
 
@@ -115,7 +116,7 @@ def _thing(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
     answers.update(ways := _chosen(rng, tuple(p for p in THING_DOES if p in primitives), 0.04, 0.15))
     way, radius = move(rng, u, ways), SIDE * rng.uniform(0.1, 0.25)
     most, turned = max(1, way.size.max()), rng.uniform(0, 2 * np.pi)
-    sprite = cutout(paint, OUTLINES[rng.integers(len(OUTLINES))], radius * most)
+    sprite = cutout(paint, None, radius * most)
     return [[Put(sprite, x, y, a + turned, s / most, s / most, o)] for x, y, a, s, o in zip(way.x, way.y, way.angle, way.size, way.opacity)]
 
 
@@ -124,7 +125,7 @@ def _crowd(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
     rng = paint.rng
     n, kind, speed = rng.integers(5, 28), int(rng.integers(len(CROWD) + 1)), SIDE * rng.uniform(0.3, 1.4)
     radius, turned, turning = SIDE * rng.uniform(0.03, 0.075), rng.uniform(0, 2 * np.pi, n), rng.uniform(-4, 4, n) * (rng.random() < 0.4)
-    sprites = [cutout(paint, OUTLINES[rng.integers(len(OUTLINES))], radius * rng.uniform(0.7, 1.3)) for _ in range(min(n, 10))]
+    sprites = [cutout(paint, None, radius * rng.uniform(0.7, 1.3)) for _ in range(min(n, 10))]
     answers.update(crowd=kind, **({"go": int(rng.integers(len(AROUND))) + 1} if kind == 0 else dict.fromkeys(("go", "spin", "grow"), -1)))
     width = 1.25 * SIDE  # what leaves comes in again on the other side
     place, speed = rng.uniform(0, width, (n, 2)), speed * rng.uniform(0.75, 1.25, n)
@@ -143,7 +144,7 @@ def _crowd(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
     at -= (width - SIDE) / 2
     return [[Put(sprites[j % len(sprites)], *at[i, j], turned[j] + turning[j] * u[i]) for j in range(n)] for i in range(len(u))]
 
-# %% ../nbs/34b_clips.ipynb #40017f57
+# %% ../nbs/34b_clips.ipynb #8e4f8398
 def _sheet(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
     "A waving rectangle, which may travel."
     rng, travels = paint.rng, bool(paint.rng.integers(2))
@@ -167,15 +168,18 @@ def _panel(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
 
 
 def _jointed(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
-    "A figure that moves its limbs or bends, and may travel, hop or sway."
-    rng = paint.rng
-    answers.update(ways := _chosen(rng, tuple(p for p in ("go", "go", "sway") if p in primitives), 0.4, 0.35))
-    arms, legs, bends = int(rng.choice(4, p=[0.28, 0.24, 0.24, 0.24])), int(rng.choice(4, p=[0.3, 0.1, 0.25, 0.35])), bool(rng.random() < 0.15)
-    cycles = rng.uniform(0.8, 5.5)
-    answers.update(arms=arms, legs=legs, bends=int(bends), pace=int(np.digitize(cycles, [1.9, 3.2])) if arms or legs or bends else -1)
-    way = move(rng, u, ways)
+    "A figure that moves its limbs, bends or hops, and may travel or sway."
+    rng, hops = paint.rng, bool(paint.rng.random() < 0.35)
+    answers.update(ways := _chosen(rng, tuple(p for p in ("go", "go", "sway")[:2 if hops else 3] if p in primitives), 0.4, 0.35))
+    if ways["go"] and rng.random() < 0.6: answers["go"] = ways["go"] = int(rng.choice([1, 5]))  # who has legs goes sideways, mostly
+    arms, legs = rng.choice(len(LIMBS), p=[0.28, 0.2, 0.2, 0.2, 0.12]), rng.choice(len(LIMBS), p=[0.25, 0.1, 0.22, 0.28, 0.15])
+    bends, cycles, height = bool(rng.random() < 0.15), rng.uniform(0.8, 5.5), SIDE * rng.uniform(0.4, 0.9)
+    answers.update(arms=int(arms), legs=int(legs), bends=int(bends), hops=int(hops),
+                   pace=int(np.digitize(cycles, [1.9, 3.2])) if arms or legs or bends or hops else -1)
+    way, phase = move(rng, u, ways), 2 * np.pi * (rng.random() + cycles * u)
+    if hops: way.y = way.y - height * rng.uniform(0.06, 0.25) * (np.abs(np.sin(phase / 2)) - 0.5)
     facing = int(np.sign(way.x[-1] - way.x[0])) if answers["go"] not in (0, 3, 7) else int(rng.choice([-1, 1]))
-    sprites = figure(paint, SIDE * rng.uniform(0.4, 0.9), arms, legs, bends, 2 * np.pi * (rng.random() + cycles * u), facing)
+    sprites = figure(paint, height, arms, legs, bends, phase, facing)
     return [[Put(s, x, y, a, z, z)] for s, x, y, a, z in zip(sprites, way.x, way.y, way.angle, way.size)]
 
 
@@ -207,7 +211,7 @@ def backwards(
     "The answers for the clip's frames in reverse order."
     return {q: _BACK[q][a] if q in _BACK and a >= 0 else a for q, a in answers.items()}
 
-# %% ../nbs/34b_clips.ipynb #5b23f937
+# %% ../nbs/34b_clips.ipynb #47cbff73
 def _camera(rng: np.random.Generator, u: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "How far the view has moved (n, 2), what it magnifies (n,) and how it has turned the picture (n,), for answer `k`."
     amount, moved, zoom, roll = _eased(rng, u) - 0.5, np.zeros((len(u), 2)), np.ones(len(u)), np.zeros(len(u))
@@ -225,7 +229,7 @@ def _standing(paint: Paint) -> list[Put]:
     "Things and rods that have no part in what happens; mostly none."
     rng, puts = paint.rng, []
     for _ in range(rng.integers(1, 4) if rng.random() < 0.25 else 0):
-        if rng.random() < 0.5: sprite, turned = cutout(paint, OUTLINES[rng.integers(len(OUTLINES))], SIDE * rng.uniform(0.04, 0.15)), 0.0
+        if rng.random() < 0.5: sprite, turned = cutout(paint, None, SIDE * rng.uniform(0.04, 0.15)), 0.0
         else: sprite, turned = slab(paint, SIDE * rng.uniform(0.3, 1.6), SIDE * rng.uniform(0.04, 0.12)), rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
         puts.append(Put(sprite, *rng.uniform(0, SIDE, 2), turned))
     return puts

@@ -12,7 +12,7 @@ import numpy as np
 from .shapes import MATERIALS, OUTLINES, Paint, cutout, developed, figure, sheet, slab
 from .sprites import Put, paste
 
-# %% ../nbs/34c_frames.ipynb #53a19c32
+# %% ../nbs/34c_frames.ipynb #30f33e0c
 FRAME_SIDE = 96  # pixels
 FORMS = (*OUTLINES, "slab", "sheet", "figure")
 COUNTS, SIZES = (1, 2, 3, 5, 10, 17), (0.05, 0.08, 0.12, 0.17, 0.23, 0.3)  # where the next bin begins; sizes are radii as shares of the view
@@ -44,9 +44,10 @@ def _formed(paint: Paint, form: str, radius: float, material: str) -> list[np.nd
     return figure(paint, 2.6 * radius, int(rng.integers(4)), int(rng.integers(4)), bool(rng.random() < 0.2), rng.uniform(0, 2 * np.pi, 1), 1)[0]
 
 
-def _many(rng: np.random.Generator) -> int:
+def _many(rng: np.random.Generator, most: int) -> int:
     "How many things: mostly one."
-    return int(rng.choice([0, 1, 1, 1, 1, 1, 1, 2, rng.integers(3, 5), rng.integers(5, 10), rng.integers(10, 17), rng.integers(17, 26)]))
+    n = rng.choice([0, 1, 1, 1, 1, 1, 1, 2, rng.integers(3, 5), rng.integers(5, 10), rng.integers(10, 17), rng.integers(17, 26)])
+    return int(n) if n <= most else 1
 
 
 def _panel_at(paint: Paint, k: int) -> list[Put]:
@@ -83,35 +84,37 @@ def _joined(rng: np.random.Generator, at: np.ndarray, radius: float, along: np.n
     answers["side"] = round(float(np.arctan2(across[1], across[0])) / (np.pi / 2)) % 4
     return at + along * length / 2 if joint == 1 else at + across * (radius * rng.uniform(0.75, 1) + width / 2) + along * length * rng.uniform(-0.2, 0.2)
 
-# %% ../nbs/34c_frames.ipynb #edf617a5
+# %% ../nbs/34c_frames.ipynb #a8b2aa10
 def draw_frame(
     rng: np.random.Generator,
+    without: tuple[str, ...] = (),  # what to leave out: crowd, rods, panel, or some of `FORMS`
 ) -> tuple[np.ndarray, dict[str, int]]:  # (96, 96, 3) uint8 RGB; the answers to `FRAME_QUESTIONS`, as indices
     "A new frame; equal generators give equal frames."
     answers, S = dict.fromkeys(FRAME_QUESTIONS, -1), FRAME_SIDE
-    behind, soft, n, panel = int(rng.integers(len(MATERIALS))), rng.random() < 0.85, _many(rng), int(rng.integers(1, 6)) if rng.random() < 0.1 else 0
+    behind, soft, n = int(rng.integers(len(MATERIALS))), rng.random() < 0.85, _many(rng, 4 if "crowd" in without else 25)
+    panel = int(rng.integers(1, 6)) if rng.random() < 0.1 and "panel" not in without else 0
     scene = Paint(rng)(S, S, MATERIALS[behind])
     if soft: scene = cv2.GaussianBlur(scene, None, rng.uniform(1.5, 4))
     paint = Paint(rng, scene.mean((0, 1)))
     answers.update(count=int(np.digitize(n, COUNTS)), panel=panel, behind=behind, focus=int(soft))
-    things, at = _things(paint, n, answers)
-    rods, panels = _rods(paint, int(rng.choice([0, 0, 0, 1, 1, 2])), at, answers), _panel_at(paint, panel)
+    things, at = _things(paint, n, answers, [f for f in FORMS if f not in without])
+    rods, panels = _rods(paint, int(rng.choice([0, 0, 0, 1, 1, 2])) * ("rods" not in without), at, answers), _panel_at(paint, panel)
     view, answers["stands"] = np.ascontiguousarray(scene), stands(answers)
     for put in [*panels, *rods, *things] if rng.random() < 0.7 else [*panels, *things, *rods]: paste(view, put)
     return developed(rng, view[None])[0], answers
 
 
-def _things(paint: Paint, n: int, answers: dict) -> tuple[list[Put], tuple[float, float, float] | None]:
+def _things(paint: Paint, n: int, answers: dict, forms: list[str]) -> tuple[list[Put], tuple[float, float, float] | None]:
     "All things, the one that the answers are about last, and its (x, y, radius)."
     if not n: return [], None
     rng, S, few = paint.rng, FRAME_SIDE, n < 5
-    form, material, opacity = int(rng.integers(len(FORMS))), int(rng.integers(len(MATERIALS))), int(rng.choice([0, 0, 0, 0, 1, 2]))
+    form, material, opacity = forms[rng.integers(len(forms))], int(rng.integers(len(MATERIALS))), int(rng.choice([0, 0, 0, 0, 1, 2]))
     radius, (x, y) = S * (np.exp(rng.uniform(np.log(0.07), np.log(0.4))) if few else rng.uniform(0.03, 0.08)), S * rng.uniform(0.12, 0.88, 2)
-    answers.update(form=form, material=material, opacity=opacity)
+    answers.update(form=FORMS.index(form), material=material, opacity=opacity)
     if few: answers.update(size=int(np.digitize(radius / S, SIZES)), column=int(5 * x / S), row=int(5 * y / S))
-    like = [_formed(paint, FORMS[form] if rng.random() < 0.5 else FORMS[rng.integers(5)], radius * rng.uniform(0.6, 1), MATERIALS[rng.integers(len(MATERIALS))])
-            for _ in range(min(n - 1, 6))]
+    another = lambda: form if rng.random() < 0.5 else OUTLINES[rng.integers(len(OUTLINES))]
+    like = [_formed(paint, another(), radius * rng.uniform(0.6, 1), MATERIALS[rng.integers(len(MATERIALS))]) for _ in range(min(n - 1, 6))]
     others = [Put(like[k % len(like)], *rng.uniform(0, S, 2), rng.uniform(0, 2 * np.pi)) for k in range(n - 1)]
-    turned = rng.uniform(0, 2 * np.pi) if FORMS[form] in OUTLINES else rng.choice([0, 0, rng.uniform(-0.5, 0.5)])
-    main = Put(_formed(paint, FORMS[form], radius, MATERIALS[material]), x, y, turned, opacity=(1, rng.uniform(0.4, 0.7), rng.uniform(0.12, 0.3))[opacity])
+    turned = rng.uniform(0, 2 * np.pi) if form in OUTLINES else rng.choice([0, 0, rng.uniform(-0.5, 0.5)])
+    main = Put(_formed(paint, form, radius, MATERIALS[material]), x, y, turned, opacity=(1, rng.uniform(0.4, 0.7), rng.uniform(0.12, 0.3))[opacity])
     return [*others, main], (x, y, radius)

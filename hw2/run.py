@@ -62,11 +62,11 @@ PARAMETERS = {  # name: (default, what it may be, what it means)
     "sift_pool": ("max", _one_of("max", "mean"), "over a video's frames"),
 }
 
-# %% ../nbs/05_run.ipynb #53588d38
+# %% ../nbs/05_run.ipynb #e6a97f4e
 PARAMETERS |= {
     prefix + name: (default[prefix == "cnn3d_"], rule, meaning) for prefix in ("cnn_", "cnn3d_") for name, default, rule, meaning in [
         ("backbone", ("convnext_base", "r2plus1d_18"), _text(), "an architecture of torchvision's, convnext_mini or r2plus1d_mini"),
-        ("weights", ("IMAGENET1K_V1", "KINETICS400_V1"), _text(), "an enum name (downloaded), a file, or random: for tests only"),
+        ("weights", ("IMAGENET1K_V1", "KINETICS400_V1"), _text(), "an enum name (downloaded), a file, bundled (the small ones), or random: for tests only"),
         ("node", (None, None), _or(_null(), _text()), "where the embedding is read; null: avgpool, else what enters the last Linear"),
         ("preprocess", (None, None), _or(_null(), _text()), "whose preprocessing; null: the weights' own"),
         ("pool", ("mean", "mean"), _one_of("mean", "max"), "over a video's frames or clips"),

@@ -13,21 +13,8 @@ import numpy as np
 
 from .sprites import CREDITS, levels, photograph, region
 
-# %% ../nbs/34_shapes.ipynb #320d7c31
+# %% ../nbs/34_shapes.ipynb #6e062cd6
 MATERIALS = (*CREDITS.photograph, "clouds", "stripes", "plain")
-
-
-def texture(
-    rng: np.random.Generator,
-    material: str,  # one of `MATERIALS`
-    h: int,  # pixels
-    w: int,
-) -> np.ndarray:  # (h, w, 3) float32 RGB, 0-255 and a little above
-    "A random piece of this material, at random mirrored, its colours exchanged and tinted."
-    image = _MADE.get(material, _piece)(rng, material, h, w).astype(np.float32)
-    if rng.random() < 0.5: image = image[:, ::-1]
-    if rng.random() < 0.5: image = image[..., rng.permutation(3)]
-    return image * (rng.uniform(0.6, 1.2) * rng.uniform(0.85, 1.15, 3)).astype(np.float32)
 
 
 def _piece(rng: np.random.Generator, name: str, h: int, w: int) -> np.ndarray:
@@ -39,7 +26,7 @@ def _piece(rng: np.random.Generator, name: str, h: int, w: int) -> np.ndarray:
     y, x = rng.integers(part.shape[0] - ph + 1), rng.integers(part.shape[1] - pw + 1)
     return cv2.resize(part[y:y + ph, x:x + pw], (w, h), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR)
 
-
+# %% ../nbs/34_shapes.ipynb #b1d2e34e
 def _clouds(rng: np.random.Generator, _, h: int, w: int) -> np.ndarray:
     "Noise of four sizes."
     octaves = ((2, 1), (4, 0.7), (9, 0.5), (20, 0.33))
@@ -64,8 +51,21 @@ def _mixed(rng: np.random.Generator, share: np.ndarray) -> np.ndarray:
     first, second = rng.uniform(0, 255, (2, 3))
     return first + share[..., None] * (second - first)
 
-
+# %% ../nbs/34_shapes.ipynb #377c9ca6
 _MADE = {"clouds": _clouds, "stripes": _stripes, "plain": _plain}
+
+
+def texture(
+    rng: np.random.Generator,
+    material: str,  # one of `MATERIALS`
+    h: int,  # pixels
+    w: int,
+) -> np.ndarray:  # (h, w, 3) float32 RGB, 0-255 and a little above
+    "A random piece of this material, at random mirrored, its colours exchanged and tinted."
+    image = _MADE.get(material, _piece)(rng, material, h, w).astype(np.float32)
+    if rng.random() < 0.5: image = image[:, ::-1]
+    if rng.random() < 0.5: image = image[..., rng.permutation(3)]
+    return image * (rng.uniform(0.6, 1.2) * rng.uniform(0.85, 1.15, 3)).astype(np.float32)
 
 
 class Paint:
@@ -86,7 +86,7 @@ class Paint:
             if self.unlike is None or np.abs(image.mean((0, 1)) - self.unlike).max() > 50: break
         return image
 
-# %% ../nbs/34_shapes.ipynb #27227c80
+# %% ../nbs/34_shapes.ipynb #5f094809
 OUTLINES = ("disc", "polygon", "star", "ellipse", "blob")
 
 
@@ -106,19 +106,19 @@ def _edge(rng: np.random.Generator, kind: str, angle: np.ndarray) -> np.ndarray:
     n = rng.integers(2, 7)
     if kind == "disc": return np.ones_like(angle)
     if kind == "polygon": return np.cos(np.pi / max(n, 3)) / np.cos(angle % (2 * np.pi / max(n, 3)) - np.pi / max(n, 3))
-    if kind == "star": return 1 - rng.uniform(0.25, 0.6) * (0.5 + 0.5 * np.cos(n * angle))
+    if kind == "star": return 1 - rng.uniform(0.25, 0.8) * (0.5 + 0.5 * np.cos(n * angle))
     if kind == "ellipse": return 1 / np.hypot(np.cos(angle), np.sin(angle) / rng.uniform(0.3, 0.8))
     return np.clip(0.75 + sum(rng.uniform(-0.13, 0.13) * np.cos(k * angle + rng.uniform(0, 6)) for k in range(1, 6)), 0.3, 1)
 
 
 def cutout(
     paint: Paint,
-    kind: str,  # one of `OUTLINES`
+    kind: str | None,  # one of `OUTLINES`; None: any
     radius: float,  # pixels
     material: str | None = None,
 ) -> list[np.ndarray]:  # a sprite, see `sprites.levels`
     "A shape of some material."
-    side = 2 * int(radius + 2) + 1
+    side, kind = 2 * int(radius + 2) + 1, kind or OUTLINES[paint.rng.integers(len(OUTLINES))]
     return levels(paint(side, side, material), outline(paint.rng, kind, side))
 
 
@@ -157,8 +157,8 @@ def sheet(
         return levels(moved[..., :3], moved[..., 3])
     return at
 
-# %% ../nbs/34_shapes.ipynb #b973fa86
-LIMBS = ("still", "one", "mirrored", "alternating")  # what two arms, or two legs, do
+# %% ../nbs/34_shapes.ipynb #0b9e44f7
+LIMBS = ("still", "one", "mirrored", "alternating", "together")  # what two arms, or two legs, do
 
 
 def figure(
@@ -171,9 +171,10 @@ def figure(
     facing: int,  # 1: to the right, -1: to the left
 ) -> list[list[np.ndarray]]:  # n sprites
     "A jointed figure in n moments."
-    rng, body = paint.rng, _Figure(paint, height, facing)
+    rng, body = paint.rng, _Figure(paint, height, facing, sideways=legs >= 3)
     arm, leg = _swing(rng, arms, phase + rng.choice([0, np.pi, 1]), 1.6), _swing(rng, legs, phase, 0.9)  # (n, 2) radians each
-    bend = rng.uniform(0.7, 1.6) * facing * (1 - np.cos(phase / 2)) / 2 if bends else np.zeros(len(phase))
+    lean = rng.uniform(-0.05, 0.3) if rng.random() < 0.4 else 0
+    bend = facing * (rng.uniform(0.7, 1.6) * (1 - np.cos(phase / 2)) / 2 if bends else np.full(len(phase), lean))
     return [body.draw(*pose) for pose in zip(arm, leg, bend)]
 
 
@@ -182,20 +183,21 @@ def _swing(rng: np.random.Generator, limbs: int, phase: np.ndarray, most: float)
     reach, rest, wave = rng.uniform(0.3, 1) * most, rng.uniform(0.03, 0.4), np.sin(phase)
     raised = rng.choice([0, 0.6, 1.6, 2.6]) if most > 1 else 0
     left, right = {0: (-rest - raised, rest + raised), 1: (-rest, rest + raised + reach * wave), 3: (-reach * wave, reach * wave),
-                   2: (-rest - 1.6 * reach * (1 + wave) / 2, rest + 1.6 * reach * (1 + wave) / 2)}[limbs]
+                   2: (-rest - 1.6 * reach * (1 + wave) / 2, rest + 1.6 * reach * (1 + wave) / 2),
+                   4: (reach * wave - rest / 4, reach * wave + rest / 4)}[limbs]
     return np.stack(np.broadcast_arrays(left, right, wave)[:2], 1)
 
-# %% ../nbs/34_shapes.ipynb #ea947a32
+# %% ../nbs/34_shapes.ipynb #cad85958
 class _Figure:
     "Proportions and clothes of one figure."
     FINE = 3  # pixels drawn for every pixel shown
 
-    def __init__(self, paint: Paint, height: float, facing: int):
+    def __init__(self, paint: Paint, height: float, facing: int, sideways: bool):
         rng, unit = paint.rng, height * self.FINE
-        self.side, self.facing = 2 * int(0.75 * unit) + 1, facing
+        self.side, self.facing, self.sideways = 2 * int(0.75 * unit) + 1, facing, sideways
         self.trunk, self.thigh, self.arm, self.head = unit * rng.uniform([0.28, 0.2, 0.15, 0.055], [0.36, 0.26, 0.2, 0.085])
         self.thick = [max(2, int(unit * rng.uniform(*span))) for span in ((0.1, 0.2), (0.05, 0.11), (0.035, 0.08))]  # trunk, legs, arms
-        self.apart, self.elbow, self.knee = unit * rng.uniform(0, 0.12), rng.choice([0, 0.3, 1.2]), rng.uniform(0, 0.9)
+        self.apart, self.elbow, self.knee = unit * rng.uniform(0, 0.04 if sideways else 0.12), rng.choice([0, 0.3, 1.2]), rng.uniform(0, 0.9)
         cloths = [paint(48, 48, "plain" if rng.random() < 0.7 else None) for _ in range(1 + 2 * (rng.random() < 0.6))]  # one for all, or three
         cloths = [cv2.resize(np.clip(c, 0, 255).astype(np.uint8), (self.side, self.side)) for c in cloths]
         self.trunk_cloth, self.leg_cloth, self.arm_cloth = cloths * 3 if len(cloths) == 1 else cloths
@@ -212,10 +214,10 @@ class _Figure:
         up = -down(-bend)
         neck = hip + self.trunk * up
         for side, angle in zip((-1, 1), legs):
-            start = hip + [side * self.apart / 2, 0]
+            start, forward = hip + [side * self.apart / 2, 0], self.facing if self.sideways else side
             joint = start + self.thigh * down(angle)
             line(start, joint, self.thick[1], 2)
-            line(joint, joint + self.thigh * down(angle - self.facing * self.knee * max(0, side * np.sin(angle))), self.thick[1], 2)
+            line(joint, joint + self.thigh * down(angle - forward * self.knee * max(0, forward * np.sin(angle))), self.thick[1], 2)
         line(hip, neck, self.thick[0], 1)
         line(neck + self.head * up, neck + 1.2 * self.head * up, int(2 * self.head), 3)
         for side, angle in zip((-1, 1), arms + 0.8 * bend):

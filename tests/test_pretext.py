@@ -21,7 +21,7 @@ from hw2.cli import execute
 from hw2.clips import CLIP_QUESTIONS, HAPPENS
 from hw2.core import ROOT
 from hw2.demo import CLASSES
-from hw2.frames import FRAME_QUESTIONS
+from hw2.frames import FORMS, FRAME_QUESTIONS
 from hw2.pretext import Clips, Stills
 from hw2.sprites import CREDITS, SPLITS, photograph, region
 
@@ -91,18 +91,20 @@ def test_what_is_left_out_does_not_happen():
     told = [Clips(200, without=("spin", "grow", "crowd", "camera")).draw(i)[1] for i in range(200)]
     assert not any(a["spin"] > 0 or a["grow"] > 0 or a["crowd"] >= 0 or a["camera"] > 0 for a in told)
     assert any(a["go"] > 0 for a in told)
+    stand = [Stills(200, without=("crowd", "rods", "panel", "sheet")).draw(i)[1] for i in range(200)]
+    assert not any(a["count"] > 3 or a["rods"] or a["panel"] or a["form"] == FORMS.index("sheet") for a in stand)
 
 
 # The experiment that writes the weights
 
 
-def test_pretrain_writes_networks_that_load(tmp_path):
-    execute(ROOT/"nbs/experiments/pretrain.ipynb", tmp_path/"pretrain.ipynb", dict(out=str(tmp_path/"weights"), clips=32, frames=64, workers=1, seed=3))
-    for name, dim, shape in [("convnext_mini", 256, (3, 96, 96)), ("r2plus1d_mini", 128, (3, 16, 64, 64))]:
-        file = tmp_path/"weights"/f"{name}.safetensors"
-        backbone, facts = Backbone(name, str(file), batch=2), json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        assert file.stat().st_size <= 4e6 and facts["architecture"] == name and facts["seed"] == 3 and facts["seconds"] > 0
-        assert all(v.dtype in {torch.float16, torch.int64} for v in load_file(file).values())
-        assert embed(backbone, np.zeros((1, *shape), np.float32)).shape == (1, dim)
-        file.write_bytes(file.read_bytes()[:-1] + b"\0")
-        with pytest.raises(WeightsError, match=f"{name}.safetensors is damaged: its hash is"): Backbone(name, str(file))
+@pytest.mark.parametrize("name, dim, shape", [("convnext_mini", 256, (3, 96, 96)), ("r2plus1d_mini", 128, (3, 16, 64, 64))])
+def test_pretrain_writes_a_network_that_loads(tmp_path, name, dim, shape):
+    execute(ROOT/"nbs/experiments/pretrain.ipynb", tmp_path/"pretrain.ipynb", dict(network=name, out=str(tmp_path/"weights"), items=64, workers=1, seed=3))
+    file = tmp_path/"weights"/f"{name}.safetensors"
+    backbone, facts = Backbone(name, str(file), batch=2), json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    assert file.stat().st_size <= 4e6 and facts["architecture"] == name and facts["seed"] == 3 and facts["seconds"] > 0
+    assert all(v.dtype in {torch.float16, torch.int64} for v in load_file(file).values())
+    assert embed(backbone, np.zeros((1, *shape), np.float32)).shape == (1, dim)
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    with pytest.raises(WeightsError, match=f"{name}.safetensors is damaged: its hash is"): Backbone(name, str(file))
