@@ -7,12 +7,12 @@ __all__ = ['MINI', 'WEIGHTS', 'declare_torchvision_operators', 'convnext_mini', 
            'known_backbones', 'WeightsError', 'build', 'weights_file', 'download', 'load_weights', 'sidecar',
            'preprocessing', 'embedding_node', 'flatten_maps', 'Backbone', 'embed', 'Embeddings', 'PooledEmbeddings']
 
-# %% ../nbs/11_backbone.ipynb #6d06248e
+# %% ../nbs/11_backbone.ipynb #de7dad76
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,13 +84,27 @@ def r2plus1d_mini(num_classes: int = 15) -> R2Plus1DMini:  # 0.4 million weights
     "A narrow and shallow R(2+1)D."
     return R2Plus1DMini(num_classes)
 
-# %% ../nbs/11_backbone.ipynb #b1e3ff2b
-MINI = {  # name: (constructor, its preprocessing)
-    "convnext_mini": (convnext_mini, lambda size=96, **stats: ImageClassification(crop_size=size, resize_size=size, **stats)),
-    "r2plus1d_mini": (r2plus1d_mini, lambda size=64, **stats: VideoClassification(crop_size=(size, size), resize_size=(size,), **stats)),
-}
+# %% ../nbs/11_backbone.ipynb #e00a0319
+def _whole_frame(
+    size: Sequence[int] = (96, 120),  # height and width in pixels
+    **stats,  # mean, std: one number a channel each
+) -> ImageClassification:
+    "torchvision's preset for images, whose constructor knows squares only."
+    transform = ImageClassification(crop_size=1, **stats)
+    height, width = size
+    transform.crop_size = transform.resize_size = [int(height), int(width)]
+    return transform
 
 
+def _whole_clip(size: Sequence[int] = (72, 90), **stats) -> VideoClassification:
+    "torchvision's preset for videos."
+    height, width = map(int, size)
+    return VideoClassification(crop_size=(height, width), resize_size=(height, width), **stats)
+
+
+MINI = {"convnext_mini": (convnext_mini, _whole_frame), "r2plus1d_mini": (r2plus1d_mini, _whole_clip)}  # name: constructor, preprocessing
+
+# %% ../nbs/11_backbone.ipynb #683d340a
 def known_backbones() -> list[str]:
     "The small ones, and torchvision's classifiers of images and of videos."
     return [*MINI, *list_models(torchvision.models), *list_models(torchvision.models.video)]
@@ -188,7 +202,7 @@ def sidecar(
     if (found := file_hash(file)) != facts["hash"]: raise WeightsError(f"{file} is damaged: its hash is {found}, {path.name} says {facts['hash']}")
     return facts
 
-# %% ../nbs/11_backbone.ipynb #02beeae1
+# %% ../nbs/11_backbone.ipynb #1ea6efce
 def preprocessing(
     backbone: str,
     weights: str,  # as in `weights_file`
@@ -197,7 +211,8 @@ def preprocessing(
     "The transform that these weights expect."
     if preprocess is None and backbone in MINI:
         facts = sidecar(backbone, file) if (file := weights_file(backbone, weights)) else {}
-        return MINI[backbone][1](**facts.get("preprocessing", {}))
+        try: return MINI[backbone][1](**facts.get("preprocessing", {}))
+        except (TypeError, ValueError) as e: raise WeightsError(f"{file.with_suffix('.json')} does not fit: its preprocessing: {e}") from e
     if preprocess and "." in preprocess:
         try: return get_weight(preprocess).transforms()
         except (ValueError, KeyError, AttributeError) as e: raise WeightsError(f"preprocess {preprocess!r}: {e}") from e

@@ -186,7 +186,7 @@ def _jointed(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> l
 _ACTORS = {"nothing": lambda paint, u, answers, primitives: [[] for _ in u], "thing": _thing, "crowd": _crowd, "sheet": _sheet, "panel": _panel,
            "figure": _jointed}
 
-# %% ../nbs/34b_clips.ipynb #5841e466
+# %% ../nbs/34b_clips.ipynb #375abd10
 def happens(
     answers: dict[str, int],
 ) -> int:  # index into `HAPPENS`; -1: more than one thing
@@ -201,15 +201,25 @@ def happens(
     else: what = " ".join(next(iter(ways.items()))) if ways else "thing still"
     return HAPPENS.index(what)
 
+# %% ../nbs/34b_clips.ipynb #e37459b6
+_TURNS = [("right", "left"), ("down", "up"), ("clockwise", "counterclockwise"), ("larger", "smaller"), ("outward", "inward"), ("in", "out")]
+_TURNED = dict(_TURNS) | {b: a for a, b in _TURNS}
 
-_BACK = {"go": (0, 5, 6, 7, 8, 1, 2, 3, 4), "spin": (0, 2, 1), "grow": (0, 2, 1), "crowd": (0, 1, 3, 2, 5, 4), "camera": (0, 3, 4, 1, 2, 6, 5, 8, 7)}
+
+def _turned(answers: tuple[str, ...]) -> list[int]:
+    "For each answer the one to the reverse clip; where turning its words gives none, it stays."
+    back = [" ".join(_TURNED.get(word, word) for word in a.split()) for a in answers]
+    return [answers.index(b) if b in answers else i for i, b in enumerate(back)]
+
+
+_BACK = {q: _turned(a) for q, a in CLIP_QUESTIONS.items()}
 
 
 def backwards(
     answers: dict[str, int],
 ) -> dict[str, int]:
     "The answers for the clip's frames in reverse order."
-    return {q: _BACK[q][a] if q in _BACK and a >= 0 else a for q, a in answers.items()}
+    return {q: _BACK[q][a] if a >= 0 else a for q, a in answers.items()}
 
 # %% ../nbs/34b_clips.ipynb #47cbff73
 def _camera(rng: np.random.Generator, u: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

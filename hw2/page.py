@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'PAGE', 'LEFT', 'results_block', 'update_readme', 'publish', 'write_html']
 
-# %% ../nbs/42_page.ipynb #208a7108
+# %% ../nbs/42_page.ipynb #e51299c3
 import html
 import math
 import re
@@ -16,10 +16,10 @@ from nbconvert import HTMLExporter
 
 from .core import whole, write_text
 from .data import read_manifest
-from .report import SECONDS, called, captions, read_metrics, read_stages, summary
+from .report import SECONDS, called, captions, read_metrics, read_stages, seed_spread, summary
 from .tables import to_markdown
 
-# %% ../nbs/42_page.ipynb #13a62abb
+# %% ../nbs/42_page.ipynb #b0a3e10f
 def _fitted(
     run: str | Path,
 ) -> str:  # a sentence, or nothing when no time is known
@@ -40,8 +40,12 @@ def results_block(
     features = read_metrics(run)
     links = ", ".join(f"[{called(run, f)}](figures/stats_{f}.md)" for f in features)
     pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {html.escape(", ".join(captions(run, f)))}" width="640">\n' for f in features]
+    if (Path(run)/"figures/time_reversal.png").exists():
+        pictures.append('<img src="figures/time_reversal.png" alt="Pairs of classes that differ in the direction of time: share told right" width="640">\n')
     made = f"The run `{Path(run).name}`: {videos} videos.{_fitted(run)} Per-class statistics: {links}.\n"
-    return "\n".join([to_markdown(summary(run)), made, *pictures])
+    spread = seed_spread(run)
+    seeds = ["With every seed (the summary's figures are the first one's):\n", to_markdown(spread)] if spread["seeds"].max() > 1 else []
+    return "\n".join([to_markdown(summary(run)), made, *seeds, *pictures])
 
 # %% ../nbs/42_page.ipynb #39aeae20
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

@@ -97,7 +97,7 @@ def answered(
         right = torch.stack([(z.argmax(1) == y[:, q])[y[:, q] >= 0].float().mean() for q, z in enumerate(each)])
     return losses, right
 
-# %% ../nbs/35_pretext.ipynb #f8266b0e
+# %% ../nbs/35_pretext.ipynb #3dca6ca3
 @dataclass
 class Training:
     "How a network is trained."
@@ -153,10 +153,10 @@ def _one_thread(_) -> None:
 
 
 RECIPES = {  # how the package's own networks are trained: items, how many of them, and how
-    "r2plus1d_mini": (Clips, 45_000, Training()),
+    "r2plus1d_mini": (Clips, 30_000, Training()),
     "convnext_mini": (Stills, 240_000, Training(batch=64, others=(0.1, 0.3)))}
 
-# %% ../nbs/35_pretext.ipynb #4cb28fa3
+# %% ../nbs/35_pretext.ipynb #2d0e1ff1
 def save_bundled(
     network: nn.Module,
     data: Drawn,
@@ -169,6 +169,6 @@ def save_bundled(
     with whole(file) as part: save_file({k: v.contiguous() for k, v in state.items()}, part)
     write_json(file.with_suffix(".json"), {
         "architecture": data.backbone, "num_classes": data.outputs, "hash": file_hash(file),
-        "preprocessing": {"size": transform.crop_size[0], "mean": list(transform.mean), "std": list(transform.std)},
+        "preprocessing": {"size": list(transform.crop_size), "mean": list(transform.mean), "std": list(transform.std)},
         "questions": {q: list(a) for q, a in data.questions.items()}, **facts})
     return file

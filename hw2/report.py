@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'read_result', 'read_metrics', 'read_stages', 'called', 'run_matrix', 'captions',
            'stats', 'published_matrix', 'published_top1', 'split_sizes', 'majority', 'summary', 'intervals',
-           'reversals', 'timings', 'told', 'notes', 'write_feature', 'write_summary']
+           'seed_spread', 'reversals', 'timings', 'told', 'notes', 'write_feature', 'write_summary']
 
-# %% ../nbs/40_report.ipynb #bd17aa9f
+# %% ../nbs/40_report.ipynb #ad345b97
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from .data import read_classes, read_manifest
 from .demo import REVERSALS
 from .figures import plot_confusion, plot_curves, plot_mlp, plot_reversals, save_figure
 from .metrics import confusion, interval, per_class
-from .run import run_params
+from .run import feature_name, run_params
 from .tables import plain, write_table
 
 # %% ../nbs/40_report.ipynb #ea73c634
@@ -46,13 +46,13 @@ def read_stages(
     "What `run.json` says of each stage, in the order in which they were first done."
     return json.loads((Path(run)/"run.json").read_text(encoding="utf-8"))["stages"]
 
-# %% ../nbs/40_report.ipynb #91ee1de6
+# %% ../nbs/40_report.ipynb #8f1ef49f
 def called(
     run: str | Path,
     feature: str,  # "sift", "cnn", "cnn3d"
 ) -> str:  # the feature's name, as every table and figure has it
-    "`cnn`, or `cnn (untrained)` where the network's weights are random."
-    return feature + " (untrained)" * bool(read_metrics(run)[feature].get("untrained"))
+    "`feature_name` by the run's parameters."
+    return feature_name(run_params(run), feature)
 
 
 def run_matrix(
@@ -105,25 +105,29 @@ def published_top1(
     C = published_matrix(feature)
     return float(np.trace(C) / C.sum())
 
-# %% ../nbs/40_report.ipynb #3208e8cb
+# %% ../nbs/40_report.ipynb #f5aaf124
+def _readable(run: str | Path) -> pd.DataFrame:
+    "The manifest's rows whose video could be read."
+    rows = read_manifest(Path(run)/"manifest.csv")
+    return rows[~rows["id"].isin(read_result(Path(run)/"skipped.csv")["id"])]
+
+
 def split_sizes(
     run: str | Path,
 ) -> pd.DataFrame:  # index `split`; videos, labelled, smallest class, largest class
     "How many readable videos each part of the data set has, and, of those with a known label, its smallest and its largest class."
-    rows, k = read_manifest(Path(run)/"manifest.csv"), len(read_classes(Path(run)/"classes.csv"))
-    rows = rows[~rows["id"].isin(read_result(Path(run)/"skipped.csv")["id"])]
+    rows, k = _readable(run), len(read_classes(Path(run)/"classes.csv"))
     each = {s: d for s in ("train", "val", "test") if len(d := rows[rows["split"] == s])}
     sizes = {s: np.bincount(d["label"].dropna().astype(int), minlength=k) for s, d in each.items()}
     cells = [[len(d), int(sizes[s].sum()), int(sizes[s].min()), int(sizes[s].max())] for s, d in each.items()]
     return pd.DataFrame(cells, columns=["videos", "labelled", "smallest class", "largest class"], index=pd.Index(each, name="split"))
 
-# %% ../nbs/40_report.ipynb #f860cca0
+# %% ../nbs/40_report.ipynb #d0372fad
 def majority(
     run: str | Path,
 ) -> dict:  # val_top1, test_top1, n_val, n_test; a top-1 is None without labels
     "Top-1 of always answering the most frequent class of the training videos; with folds, of each fold's training videos."
-    rows = read_manifest(Path(run)/"manifest.csv")
-    rows = rows[rows["label"].notna() & ~rows["id"].isin(read_result(Path(run)/"skipped.csv")["id"])]
+    rows = _readable(run).dropna(subset="label")
     train, val, test = (rows[rows["split"] == s] for s in ("train", "val", "test"))
     parts = [(val[val["fold"] != g], d) for g, d in val.groupby("fold")] or [(train, val)]
     right = sum(int((d["label"] == known["label"].mode()[0]).sum()) for known, d in parts)
@@ -162,6 +166,18 @@ def intervals(
             if n := int(C.sum()): rows.append([called(run, f), split, n, int(np.trace(C)), np.trace(C) / n, *interval(np.trace(C), n)])
     return pd.DataFrame(rows, columns=["feature", "videos", "n", "right", "top1", "low", "high"])
 
+# %% ../nbs/40_report.ipynb #f177aefc
+def seed_spread(
+    run: str | Path,
+) -> pd.DataFrame:  # feature, videos ("val" or "test"), seeds, mean, lowest, highest
+    "Every feature's top-1 over its trainings, one for each seed of the run's."
+    rows = []
+    for f, m in read_metrics(run).items():
+        for split in ("val", "test"):
+            top1 = [s[f"{split}_top1"] for s in m["seeds"] if s[f"{split}_top1"] is not None]
+            if top1: rows.append([called(run, f), split, len(top1), float(np.mean(top1)), min(top1), max(top1)])
+    return pd.DataFrame(rows, columns=["feature", "videos", "seeds", "mean", "lowest", "highest"])
+
 # %% ../nbs/40_report.ipynb #ffe69973
 def reversals(
     run: str | Path,
@@ -188,7 +204,7 @@ def timings(
             for name, s in read_stages(run).items()]
     return pd.DataFrame(rows, columns=["stage", "seconds", "of which fitting", "peak memory (GB)", "original report (s)"])
 
-# %% ../nbs/40_report.ipynb #552cbdf4
+# %% ../nbs/40_report.ipynb #dd873df0
 def _listed(
     names: Sequence[str],
     most: int = 15,
@@ -210,6 +226,10 @@ def told(
     for _, r in known[known["feature"] == called(run, feature)].iterrows():
         kind = "Test" if r["videos"] == "test" else "Held-out" if run_params(run)["folds"] else "Validation"
         parts.append(f"{kind} top-1 is **{r['top1']:.3f}** ({r['right']:,} of {r['n']:,} videos; 95 % interval {r['low']:.3f} to {r['high']:.3f}).")
+    if len(m["seeds"]) > 1:
+        means = [f"{r['mean']:.3f} ({r['videos']}, {r['lowest']:.3f} to {r['highest']:.3f})" for _, r in seed_spread(run).iterrows()
+                 if r["feature"] == called(run, feature)]
+        parts.append(f"The mean of {len(m['seeds'])} seeds is {' and '.join(means)}.")
     for what in ("hardest", "easiest"):
         if m[what]: parts.append(f"The {what} {'class is' if len(m[what]) == 1 else 'classes are'} {_listed(m[what])} (recall {t[m[what][0]]:.3f}).")
     theirs = f"; the original report's took {SECONDS[feature]:g} s" if feature in SECONDS else ""
@@ -217,7 +237,7 @@ def told(
     if m.get("untrained"): parts.append("This network is **untrained**: its weights are random, so these figures are no result.")
     return " ".join(parts)
 
-# %% ../nbs/40_report.ipynb #af65428b
+# %% ../nbs/40_report.ipynb #c035842d
 def notes(
     run: str | Path,
 ) -> str:  # Markdown, a list
@@ -228,6 +248,13 @@ def notes(
     if untrained:
         says.append(f"**Untrained networks.** The weights behind {' and '.join(untrained)} are random. Their figures show that the machinery runs; "
                     "they say nothing about what a trained network would reach.")
+    bundled = [f for f in metrics if run_params(run).get(f"{f}_weights") == "bundled"]
+    if bundled:
+        near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs: its world and theirs are as close as the "
+                "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos."
+                if run_params(run)["data"] == "demo" else "")
+        says.append(f"**Drawn pretraining.** The small networks behind {' and '.join(bundled)} have seen nothing but clips and frames "
+                    f"that this package draws.{near}")
     if folds:
         says.append("**Held out once.** No decision is made on the videos that a score is told for: with folds the number of epochs is fixed, "
                     "or chosen inside the training part.")

@@ -6,7 +6,7 @@
 __all__ = ['Part', 'inner_split', 'fit_part', 'logistic', 'Result', 'train_feature', 'together', 'top1s', 'measure',
            'predictions_of', 'save_result', 'submission', 'classifiers', 'predict']
 
-# %% ../nbs/33_train.ipynb #40ef9726
+# %% ../nbs/33_train.ipynb #2644e22e
 import json
 import time
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from .extract import extract_part, pooler_of
 from .metrics import confusion, extremes, top_k
 from .mlp import fit, mlp, probabilities
 from .prepare import extractor_of, worker_pool
-from .run import run_params
+from .run import feature_name, run_params
 from .store import Units, write_vectors
 
 # %% ../nbs/33_train.ipynb #52aa40fa
@@ -223,7 +223,7 @@ def classifiers(
         model.load_state_dict(layers)
         yield pooler, model.eval()
 
-# %% ../nbs/33_train.ipynb #bc363bfd
+# %% ../nbs/33_train.ipynb #396d2ce1
 def predict(
     run: Path,
     clips: list[Path],
@@ -239,6 +239,5 @@ def predict(
         for f, fitted in models.items():
             u = units[f][i]
             p = None if u.error else np.mean([probabilities(m, pooler.transform([u.units]))[0] for pooler, m in fitted], axis=0)
-            called = f + " (untrained)" * (params.get(f"{f}_weights") == "random")
-            rows.append((str(clip), called, "" if p is None else names[p.argmax()], np.nan if p is None else float(p.max()), u.error))
+            rows.append((str(clip), feature_name(params, f), "" if p is None else names[p.argmax()], np.nan if p is None else float(p.max()), u.error))
     return pd.DataFrame(rows, columns=["clip", "feature", "pred", "p", "error"])
