@@ -82,13 +82,13 @@ def test_predictions_metrics_and_model(feature, dim, tiny_run):
     assert rows["split"].value_counts().to_dict() == {"val": 30, "test": 15}
     assert np.allclose(rows[p].to_numpy().sum(1), 1, atol=1e-5) and (rows[p].to_numpy().argmax(1) == rows["pred"]).all()
     history = pd.read_csv(tiny_run.folder/feature/"history.csv")
-    assert history.columns.tolist() == ["seed", "fold", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"] and len(history) == 3
+    assert history.columns.tolist() == ["seed", "fold", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"] and len(history) == 2 * 3
     metrics = json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))[feature]
     assert {"val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "epochs", "dim"} <= set(metrics)
     assert (metrics["n_val"], metrics["n_test"], metrics["epochs"], metrics["dim"]) == (30, 15, 3, dim)
     right = (rows["label"] == rows["pred"]).groupby(rows["split"]).mean()
     assert metrics["val_top1"] == pytest.approx(right["val"]) and metrics["test_top1"] == pytest.approx(right["test"])
-    assert metrics["val_top1"] == pytest.approx(history["val_top1"].max())
+    assert metrics["val_top1"] == pytest.approx(history.loc[history["seed"] == 0, "val_top1"].max())
     recall = (rows["label"] == rows["pred"])[rows["split"] == "val"].groupby(rows["label"]).mean()
     assert metrics["hardest"] == [CLASSES[k] for k in recall.index[recall == recall.min()]]
     assert metrics["easiest"] == [CLASSES[k] for k in recall.index[recall == recall.max()]]
@@ -149,14 +149,24 @@ def test_report_loads_nothing(tiny_run):
     for section in ["Introduction", "Dataset", "Model", "Experiment", "Conclusion"]: assert section in page
 
 
-def test_untrained_networks_are_called_so_everywhere(tiny_run):
+def test_an_untrained_network_is_called_so_everywhere_and_no_other(tiny_run):
     figures, text = tiny_run.folder/"figures", lambda path: path.read_text(encoding="utf-8")
-    for feature in ["cnn", "cnn3d"]:
-        for name in [f"stats_{feature}.md", f"stats_{feature}.csv", f"confusion_{feature}.svg"]: assert "untrained" in text(figures/name), name
-        for file in [figures/"summary.csv", figures/"summary.md", tiny_run.folder/"report.html"]: assert f"{feature} (untrained)" in text(file), file.name
-        assert json.loads(text(tiny_run.folder/"metrics.json"))[feature]["untrained"] is True
-    for name in ["stats_sift.md", "stats_sift.csv", "confusion_sift.svg"]: assert "untrained" not in text(figures/name), name
-    assert "cnn (untrained)" in tiny_run.output and "sift (untrained)" not in tiny_run.output
+    metrics = json.loads(text(tiny_run.folder/"metrics.json"))
+    for feature in FEATURES:
+        untrained = feature == "cnn"
+        for name in [f"stats_{feature}.md", f"stats_{feature}.csv", f"confusion_{feature}.svg"]: assert ("untrained" in text(figures/name)) == untrained, name
+        for file in [figures/"summary.csv", figures/"summary.md", tiny_run.folder/"report.html"]:
+            assert (f"{feature} (untrained)" in text(file)) == untrained, file.name
+        assert metrics[feature]["untrained"] == untrained
+        assert (f"{feature} (untrained)" in tiny_run.output) == untrained
+
+
+def test_every_seed_is_told(tiny_run):
+    page, metrics = (tiny_run.folder/"report.html").read_text(encoding="utf-8"), json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))
+    for feature in FEATURES:
+        assert [s["seed"] for s in metrics[feature]["seeds"]] == [0, 1] and metrics[feature]["seeds"][0]["val_top1"] == metrics[feature]["val_top1"]
+        mean = sum(s["val_top1"] for s in metrics[feature]["seeds"]) / 2
+        assert f"The mean of 2 seeds is {mean:.3f} (val" in page
 
 
 def test_nothing_but_progress_is_said(tiny_run):
@@ -192,7 +202,7 @@ def test_predict_tells_what_the_run_told(tiny_run, monkeypatch):
     clip = tiny_run.home/"a new clip.mp4"
     shutil.copy(tiny_run.home/"tiny"/row["path"], clip)
     told = predict(tiny_run.folder, [clip]).set_index("feature")
-    assert told.index.tolist() == ["sift", "cnn (untrained)", "cnn3d (untrained)"]
+    assert told.index.tolist() == ["sift", "cnn (untrained)", "cnn3d"]
     for feature, called in zip(FEATURES, told.index):
         known = pd.read_csv(tiny_run.folder/feature/"predictions.csv").set_index("id").loc[row["id"]]
         assert told["pred"][called] == CLASSES[int(known["pred"])]
@@ -314,7 +324,7 @@ def test_folders_with_one_group_held_out_at_a_time(folders, later):
     assert len(rows) == 12 and (rows["split"] == "val").all() and rows["fold"].value_counts().to_dict() == {0: 6, 1: 6}
     assert rows.groupby("fold")["id"].agg(lambda ids: {i.split("/")[1][:3] for i in ids}.pop()).tolist() == ["ann", "bob"]
     history = pd.read_csv(run/"sift/history.csv")
-    assert len(history) == 2 * 3 and history["val_top1"].isna().all()  # with no patience the held-out part is not looked at
+    assert len(history) == 2 * 2 * 3 and history["val_top1"].isna().all()  # seeds, folds, epochs; with no patience the held-out part is not looked at
     assert pd.read_csv(run/"classes.csv")["name"].tolist() == [CLASSES[k] for k in sorted([0, 3, 10], key=lambda k: CLASSES[k])]
     assert not (run/"submission_sift.csv").exists()
     assert "Cross-validation" in (run/"report.html").read_text(encoding="utf-8")

@@ -16,13 +16,13 @@ import hw2.clips
 import hw2.frames
 import hw2.pretext
 import hw2.shapes
-from hw2.backbone import Backbone, WeightsError, embed
+from hw2.backbone import WEIGHTS, Backbone, WeightsError, embed
 from hw2.cli import execute
-from hw2.clips import CLIP_QUESTIONS, HAPPENS
+from hw2.clips import ACTORS, CLIP_QUESTIONS, HAPPENS, backwards, happens
 from hw2.core import ROOT
 from hw2.demo import CLASSES
 from hw2.frames import FORMS, FRAME_QUESTIONS
-from hw2.pretext import Clips, Stills
+from hw2.pretext import RECIPES, Clips, Stills
 from hw2.sprites import CREDITS, SPLITS, photograph, region
 
 DRAWING = {"CREDITS", "photograph", "region", "levels", "Put", "paste"}  # what the demo and the pretext share: photographs by name, and the pasting of sprites
@@ -67,6 +67,15 @@ def test_answers_are_among_the_answers(data, questions):
     assert (np.sort(told, 0)[-1] > 0).all()  # every question is answered with more than "no" now and then
 
 
+def test_the_reverse_of_a_clip_is_told_to_be_the_reverse():
+    "In the first question as in the others: one that kept its answer would teach that the order of frames means nothing."
+    told = [a for a in (Clips(1).draw(i)[1] for i in range(600)) if a["happens"] >= 0]
+    told = [a for a in told if ACTORS[a["actor"]] != "sheet"]  # whether its wave travels is no question of its own
+    assert all(happens(backwards(a)) == backwards(a)["happens"] for a in told)
+    turned = {HAPPENS[a["happens"]] for a in told if backwards(a)["happens"] != a["happens"]}
+    assert {"go right", "spin clockwise", "grow larger", "crowd outward", "panel left", "camera right"} <= turned
+
+
 def test_the_same_item_is_the_same_whoever_draws_it():
     a, b = Clips(10, seed=5).draw(7), Clips(10, seed=5).draw(7)
     assert np.array_equal(a[0], b[0]) and a[1] == b[1]
@@ -108,3 +117,24 @@ def test_pretrain_writes_a_network_that_loads(tmp_path, name, dim, shape):
     assert embed(backbone, np.zeros((1, *shape), np.float32)).shape == (1, dim)
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     with pytest.raises(WeightsError, match=f"{name}.safetensors is damaged: its hash is"): Backbone(name, str(file))
+
+
+# The networks that travel with the package
+
+
+@pytest.mark.parametrize("name", ["convnext_mini", "r2plus1d_mini"])
+def test_a_bundled_network_answers_as_its_sidecar_says(name):
+    "On items that no training has drawn: their numbers lie beyond the training's."
+    backbone, facts = Backbone(name, "bundled"), json.loads((WEIGHTS/f"{name}.json").read_text(encoding="utf-8"))
+    assert backbone.file.stat().st_size <= 4e6
+    assert not facts["without"] and facts["training_data"] and facts["seconds"] < 90 * 60
+    kind, n, _ = RECIPES[name]
+    data = kind(n + 300, facts["seed"])
+    first, answers = next(iter(data.questions.items()))
+    assert facts["questions"] == {q: list(a) for q, a in data.questions.items()}
+    drawn = [item for item in map(data.draw, range(n, n + 300)) if item[1][first] >= 0]
+    x = torch.from_numpy(np.moveaxis(np.stack([x for x, _ in drawn]), -1, 1)).float() / 255  # (n, 3, [16,] h, w)
+    mean, std = (torch.tensor(v).view(3, *[1] * (x.ndim - 2)) for v in (backbone.transform.mean, backbone.transform.std))
+    with torch.inference_mode(): logits = torch.cat([backbone.network((part - mean) / std) for part in x.split(30)])
+    right = (logits[:, :len(answers)].argmax(1).numpy() == [a[first] for _, a in drawn]).mean()
+    assert right == pytest.approx(facts["right_answers"][first], abs=0.12)
