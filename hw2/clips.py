@@ -144,7 +144,7 @@ def _crowd(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
     at -= (width - SIDE) / 2
     return [[Put(sprites[j % len(sprites)], *at[i, j], turned[j] + turning[j] * u[i]) for j in range(n)] for i in range(len(u))]
 
-# %% ../nbs/34b_clips.ipynb #8e4f8398
+# %% ../nbs/34b_clips.ipynb #4bdab537
 def _sheet(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
     "A waving rectangle, which may travel."
     rng, travels = paint.rng, bool(paint.rng.integers(2))
@@ -168,14 +168,14 @@ def _panel(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
 
 
 def _jointed(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
-    "A figure that moves its limbs, bends or hops, and may travel or sway."
+    "A figure that moves its limbs, bends or hops, and may travel."
     rng, hops = paint.rng, bool(paint.rng.random() < 0.35)
-    answers.update(ways := _chosen(rng, tuple(p for p in ("go", "go", "sway")[:2 if hops else 3] if p in primitives), 0.4, 0.35))
+    answers.update(ways := _chosen(rng, tuple(p for p in primitives if p == "go"), 0.5, 0))
     if ways["go"] and rng.random() < 0.6: answers["go"] = ways["go"] = int(rng.choice([1, 5]))  # who has legs goes sideways, mostly
     arms, legs = rng.choice(len(LIMBS), p=[0.28, 0.2, 0.2, 0.2, 0.12]), rng.choice(len(LIMBS), p=[0.25, 0.1, 0.22, 0.28, 0.15])
-    bends, cycles, height = bool(rng.random() < 0.15), rng.uniform(0.8, 5.5), SIDE * rng.uniform(0.4, 0.9)
+    bends, cycles, height = bool(rng.random() < 0.15), rng.uniform(0.7, 3.2), SIDE * rng.uniform(0.4, 0.9)
     answers.update(arms=int(arms), legs=int(legs), bends=int(bends), hops=int(hops),
-                   pace=int(np.digitize(cycles, [1.9, 3.2])) if arms or legs or bends or hops else -1)
+                   pace=int(np.digitize(cycles, [1.3, 2.1])) if arms or legs or bends or hops else -1)
     way, phase = move(rng, u, ways), 2 * np.pi * (rng.random() + cycles * u)
     if hops: way.y = way.y - height * rng.uniform(0.06, 0.25) * (np.abs(np.sin(phase / 2)) - 0.5)
     facing = int(np.sign(way.x[-1] - way.x[0])) if answers["go"] not in (0, 3, 7) else int(rng.choice([-1, 1]))
@@ -244,8 +244,8 @@ def _standing(paint: Paint) -> list[Put]:
         puts.append(Put(sprite, *rng.uniform(0, SIDE, 2), turned))
     return puts
 
-# %% ../nbs/34b_clips.ipynb #6c9c2687
-SHARES = {"nothing": 0.06, "thing": 0.38, "crowd": 0.16, "sheet": 0.06, "panel": 0.05, "figure": 0.29}  # of the clips, by actor
+# %% ../nbs/34b_clips.ipynb #bfebe4eb
+SHARES = {"nothing": 0.05, "thing": 0.27, "crowd": 0.11, "sheet": 0.04, "panel": 0.04, "figure": 0.49}  # of the clips, by actor
 
 
 def draw_clip(
