@@ -7,12 +7,12 @@ __all__ = ['MINI', 'WEIGHTS', 'declare_torchvision_operators', 'convnext_mini', 
            'known_backbones', 'WeightsError', 'build', 'weights_file', 'download', 'load_weights', 'sidecar',
            'preprocessing', 'embedding_node', 'flatten_maps', 'Backbone', 'embed', 'Embeddings', 'PooledEmbeddings']
 
-# %% ../nbs/11_backbone.ipynb #de7dad76
+# %% ../nbs/11_backbone.ipynb #81f54d28
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,7 +187,7 @@ def load_weights(
         raise WeightsError(f"{file} does not fit {type(network).__name__}: {' '.join(str(e).split())[:300]}") from e
     return network
 
-# %% ../nbs/11_backbone.ipynb #55695f2a
+# %% ../nbs/11_backbone.ipynb #b073bc63
 def sidecar(
     backbone: str,  # one of the small ones
     file: Path,  # its weights
@@ -199,20 +199,20 @@ def sidecar(
     except (OSError, ValueError) as e: raise WeightsError(f"{path}: no sidecar that can be read stands beside the weights: {e}") from e
     if not isinstance(facts, dict) or not needed <= facts.keys(): raise WeightsError(f"{path} is no sidecar: {', '.join(sorted(needed - set(facts)))} missing")
     if facts["architecture"] != backbone: raise WeightsError(f"{path} does not fit: it is about {facts['architecture']}, not {backbone}")
+    try: MINI[backbone][1](**facts["preprocessing"])
+    except (TypeError, ValueError) as e: raise WeightsError(f"{path} does not fit: its preprocessing: {e}") from e
     if (found := file_hash(file)) != facts["hash"]: raise WeightsError(f"{file} is damaged: its hash is {found}, {path.name} says {facts['hash']}")
     return facts
 
-# %% ../nbs/11_backbone.ipynb #1ea6efce
+# %% ../nbs/11_backbone.ipynb #486c3b27
 def preprocessing(
     backbone: str,
     weights: str,  # as in `weights_file`
     preprocess: str | None = None,  # an enum name of this backbone's, or in full: "ResNet50_Weights.IMAGENET1K_V2"
+    facts: Mapping = {},  # what `sidecar` says of the weights
 ) -> Callable:  # uint8 (..., 3, h, w) -> float32
     "The transform that these weights expect."
-    if preprocess is None and backbone in MINI:
-        facts = sidecar(backbone, file) if (file := weights_file(backbone, weights)) else {}
-        try: return MINI[backbone][1](**facts.get("preprocessing", {}))
-        except (TypeError, ValueError) as e: raise WeightsError(f"{file.with_suffix('.json')} does not fit: its preprocessing: {e}") from e
+    if preprocess is None and backbone in MINI: return MINI[backbone][1](**facts.get("preprocessing", {}))
     if preprocess and "." in preprocess:
         try: return get_weight(preprocess).transforms()
         except (ValueError, KeyError, AttributeError) as e: raise WeightsError(f"preprocess {preprocess!r}: {e}") from e
@@ -242,7 +242,7 @@ def flatten_maps(
     if x.ndim == 2: return x
     return x.mean(1) if x.ndim == 3 else x.flatten(2).mean(2)
 
-# %% ../nbs/11_backbone.ipynb #d2aacf42
+# %% ../nbs/11_backbone.ipynb #e6e3aa5d
 class Backbone:
     "A network with its weights, its preprocessing and its node, as a function from frames or clips to vectors."
     def __init__(self,
@@ -255,7 +255,8 @@ class Backbone:
     ):
         if name not in known_backbones(): raise _unknown("backbone", name, known_backbones())
         self.name, self.weights, self.node, self.batch, self.device = name, weights, node, batch, device
-        self.transform = preprocessing(name, weights, preprocess)
+        self.facts = sidecar(name, self.file) if name in MINI and self.file else {}
+        self.transform = preprocessing(name, weights, preprocess, self.facts)
 
     @property
     def untrained(self) -> bool: return self.weights == "random"
@@ -266,16 +267,16 @@ class Backbone:
     def key(self) -> dict:
         "What changes the numbers."
         libraries = {m.__name__: m.__version__.split("+")[0] for m in (torch, torchvision, av)}
-        return dict(backbone=self.name, weights="random" if self.untrained else file_hash(self.file), node=self.node, transform=repr(self.transform),
-                    batch=self.batch, device=self.device.split(":")[0], precision="float32", engine="eager") | libraries
+        weights = "random" if self.untrained else self.facts.get("hash") or file_hash(self.file)
+        return dict(backbone=self.name, weights=weights, node=self.node, transform=repr(self.transform), batch=self.batch,
+                    device=self.device.split(":")[0], precision="float32", engine="eager") | libraries
 
     @cached_property
     def network(self) -> nn.Module:
         "The network with its weights, ready to run; checked by name only when first needed."
+        size = {"num_classes": self.facts["num_classes"]} if self.facts else {}
         if self.untrained: network = build(self.name)
-        elif self.name in MINI and (facts := sidecar(self.name, self.file)):
-            network = load_weights(build(self.name, num_classes=facts["num_classes"]), self.file)
-        elif Path(self.weights).suffix: network = load_weights(build(self.name), self.file)
+        elif self.name in MINI or Path(self.weights).suffix: network = load_weights(build(self.name, **size), self.file)
         else: network = get_model(self.name, weights=_enum(self.name, self.weights))  # from the file that is here; some models differ with weights
         embedding_node(network, self.node)
         return network.eval().requires_grad_(False).to(self.device)

@@ -12,7 +12,7 @@ import numpy as np
 from .shapes import MATERIALS, OUTLINES, Paint, cutout, developed, figure, sheet, slab
 from .sprites import Put, paste
 
-# %% ../nbs/34c_frames.ipynb #30f33e0c
+# %% ../nbs/34c_frames.ipynb #fa3e35af
 FRAME_SIDE = 96  # pixels
 FORMS = (*OUTLINES, "slab", "sheet", "figure")
 COUNTS, SIZES = (1, 2, 3, 5, 10, 17), (0.05, 0.08, 0.12, 0.17, 0.23, 0.3)  # where the next bin begins; sizes are radii as shares of the view
@@ -34,7 +34,7 @@ def stands(
     if answers["count"] == 1: return 2 + answers["form"] * len(JOINTS) + answers["joint"]
     return 2 + len(FORMS) * len(JOINTS) + max(answers["count"] - 3, 0)
 
-
+# %% ../nbs/34c_frames.ipynb #198cfc0d
 def _formed(paint: Paint, form: str, radius: float, material: str) -> list[np.ndarray]:
     "A sprite of this form."
     rng = paint.rng
@@ -84,7 +84,7 @@ def _joined(rng: np.random.Generator, at: np.ndarray, radius: float, along: np.n
     answers["side"] = round(float(np.arctan2(across[1], across[0])) / (np.pi / 2)) % 4
     return at + along * length / 2 if joint == 1 else at + across * (radius * rng.uniform(0.75, 1) + width / 2) + along * length * rng.uniform(-0.2, 0.2)
 
-# %% ../nbs/34c_frames.ipynb #a8b2aa10
+# %% ../nbs/34c_frames.ipynb #c2af74f7
 def draw_frame(
     rng: np.random.Generator,
     without: tuple[str, ...] = (),  # what to leave out: crowd, rods, panel, or some of `FORMS`
@@ -112,7 +112,8 @@ def _things(paint: Paint, n: int, answers: dict, forms: list[str]) -> tuple[list
     radius, (x, y) = S * (np.exp(rng.uniform(np.log(0.07), np.log(0.4))) if few else rng.uniform(0.03, 0.08)), S * rng.uniform(0.12, 0.88, 2)
     answers.update(form=FORMS.index(form), material=material, opacity=opacity)
     if few: answers.update(size=int(np.digitize(radius / S, SIZES)), column=int(5 * x / S), row=int(5 * y / S))
-    another = lambda: form if rng.random() < 0.5 else OUTLINES[rng.integers(len(OUTLINES))]
+    loose = [f for f in forms if f in OUTLINES] or [form]
+    another = lambda: form if rng.random() < 0.5 else loose[rng.integers(len(loose))]
     like = [_formed(paint, another(), radius * rng.uniform(0.6, 1), MATERIALS[rng.integers(len(MATERIALS))]) for _ in range(min(n - 1, 6))]
     others = [Put(like[k % len(like)], *rng.uniform(0, S, 2), rng.uniform(0, 2 * np.pi)) for k in range(n - 1)]
     turned = rng.uniform(0, 2 * np.pi) if form in OUTLINES else rng.choice([0, 0, rng.uniform(-0.5, 0.5)])

@@ -19,7 +19,7 @@ from .data import read_manifest
 from .report import SECONDS, called, captions, read_metrics, read_stages, seed_spread, summary
 from .tables import to_markdown
 
-# %% ../nbs/42_page.ipynb #b0a3e10f
+# %% ../nbs/42_page.ipynb #6d93a72d
 def _fitted(
     run: str | Path,
 ) -> str:  # a sentence, or nothing when no time is known
@@ -45,7 +45,9 @@ def results_block(
     made = f"The run `{Path(run).name}`: {videos} videos.{_fitted(run)} Per-class statistics: {links}.\n"
     spread = seed_spread(run)
     seeds = ["With every seed (the summary's figures are the first one's):\n", to_markdown(spread)] if spread["seeds"].max() > 1 else []
-    return "\n".join([to_markdown(summary(run)), made, *seeds, *pictures])
+    results = summary(run)
+    results.loc[(results["hardest"] != "") & (results["hardest"] == results["easiest"]), ["hardest", "easiest"]] = "every class"
+    return "\n".join([to_markdown(results), made, *seeds, *pictures])
 
 # %% ../nbs/42_page.ipynb #39aeae20
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

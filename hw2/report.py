@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'read_result', 'read_metrics', 'read_stages', 'called', 'run_matrix', 'captions',
            'stats', 'published_matrix', 'published_top1', 'split_sizes', 'majority', 'summary', 'intervals',
-           'seed_spread', 'reversals', 'timings', 'told', 'notes', 'write_feature', 'write_summary']
+           'seed_spread', 'reversals', 'timings', 'reached', 'told', 'notes', 'write_feature', 'write_summary']
 
-# %% ../nbs/40_report.ipynb #ad345b97
+# %% ../nbs/40_report.ipynb #f29bd263
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from .data import read_classes, read_manifest
 from .demo import REVERSALS
 from .figures import plot_confusion, plot_curves, plot_mlp, plot_reversals, save_figure
 from .metrics import confusion, interval, per_class
-from .run import feature_name, run_params
+from .run import feature_name, run_params, untrained
 from .tables import plain, write_table
 
 # %% ../nbs/40_report.ipynb #ea73c634
@@ -75,14 +75,14 @@ def captions(
     kind = "videos, each held out once" if run_params(run)["folds"] else "validation videos"
     return f"{called(run, feature)}: {C.sum():,} {kind}", f"top-1 {np.trace(C) / max(C.sum(), 1):.3f}"
 
-# %% ../nbs/40_report.ipynb #be7bb153
+# %% ../nbs/40_report.ipynb #f4eb4056
 def stats(
     run: str | Path,
     feature: str,
 ) -> pd.DataFrame:  # one row per class, then `macro` and `weighted`; an untrained network's has a last column `weights`
     "The feature's per-class statistics on the validation videos."
     df = per_class(run_matrix(run, feature), read_classes(Path(run)/"classes.csv"))
-    return df.assign(weights="untrained") if read_metrics(run)[feature].get("untrained") else df
+    return df.assign(weights="untrained") if untrained(run_params(run), feature) else df
 
 # %% ../nbs/40_report.ipynb #5a2e8245
 KAGGLE = {"sift": 0.3258, "cnn": 0.9278, "cnn3d": 0.94385}  # the report, section 1
@@ -204,7 +204,7 @@ def timings(
             for name, s in read_stages(run).items()]
     return pd.DataFrame(rows, columns=["stage", "seconds", "of which fitting", "peak memory (GB)", "original report (s)"])
 
-# %% ../nbs/40_report.ipynb #dd873df0
+# %% ../nbs/40_report.ipynb #82057a89
 def _listed(
     names: Sequence[str],
     most: int = 15,
@@ -214,6 +214,22 @@ def _listed(
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 
+def reached(
+    run: str | Path,
+    feature: str,
+) -> str:  # Markdown
+    "The feature's top-1 with the first seed and over all of them, in words."
+    m, name, known, spread = read_metrics(run)[feature], called(run, feature), intervals(run), seed_spread(run)
+    parts = [f"**{plain(name)}**, {m['dim']:,} dimensions."]
+    for _, r in known[known["feature"] == name].iterrows():
+        kind = "Test" if r["videos"] == "test" else "Held-out" if run_params(run)["folds"] else "Validation"
+        parts.append(f"{kind} top-1 is **{r['top1']:.3f}** ({r['right']:,} of {r['n']:,} videos; 95 % interval {r['low']:.3f} to {r['high']:.3f}).")
+    if len(m["seeds"]) > 1:
+        means = [f"{r['mean']:.3f} ({r['videos']}, {r['lowest']:.3f} to {r['highest']:.3f})" for _, r in spread[spread["feature"] == name].iterrows()]
+        parts.append(f"The mean of {len(m['seeds'])} seeds is {' and '.join(means)}.")
+    return " ".join(parts)
+
+
 def told(
     run: str | Path,
     feature: str,
@@ -221,44 +237,34 @@ def told(
     "What the feature reached, its hardest and easiest classes, and how long its classifier took, in words."
     m, t = read_metrics(run)[feature], stats(run, feature)["recall"][:-2]
     stage = read_stages(run).get(f"train_{feature}", {})
-    parts = [f"**{plain(called(run, feature))}**, {m['dim']:,} dimensions."]
-    known = intervals(run)
-    for _, r in known[known["feature"] == called(run, feature)].iterrows():
-        kind = "Test" if r["videos"] == "test" else "Held-out" if run_params(run)["folds"] else "Validation"
-        parts.append(f"{kind} top-1 is **{r['top1']:.3f}** ({r['right']:,} of {r['n']:,} videos; 95 % interval {r['low']:.3f} to {r['high']:.3f}).")
-    if len(m["seeds"]) > 1:
-        means = [f"{r['mean']:.3f} ({r['videos']}, {r['lowest']:.3f} to {r['highest']:.3f})" for _, r in seed_spread(run).iterrows()
-                 if r["feature"] == called(run, feature)]
-        parts.append(f"The mean of {len(m['seeds'])} seeds is {' and '.join(means)}.")
-    for what in ("hardest", "easiest"):
+    parts = [reached(run, feature)]
+    if alike := m["hardest"] and m["hardest"] == m["easiest"]: parts.append(f"No class is harder than another (recall {t[m['hardest'][0]]:.3f} each).")
+    for what in ("hardest", "easiest") if not alike else ():
         if m[what]: parts.append(f"The {what} {'class is' if len(m[what]) == 1 else 'classes are'} {_listed(m[what])} (recall {t[m[what][0]]:.3f}).")
     theirs = f"; the original report's took {SECONDS[feature]:g} s" if feature in SECONDS else ""
     if "fit_seconds" in stage: parts.append(f"Fitting took {stage['fit_seconds']:.1f} s{theirs}.")
-    if m.get("untrained"): parts.append("This network is **untrained**: its weights are random, so these figures are no result.")
+    if untrained(run_params(run), feature): parts.append("This network is **untrained**: its weights are random, so these figures are no result.")
     return " ".join(parts)
 
-# %% ../nbs/40_report.ipynb #c035842d
+# %% ../nbs/40_report.ipynb #33c242a8
 def notes(
     run: str | Path,
 ) -> str:  # Markdown, a list
     "What to keep in mind when reading this run's figures."
-    metrics, folds, patience = read_metrics(run), run_params(run)["folds"], run_params(run)["patience"]
-    untrained = [called(run, f) for f, m in metrics.items() if m.get("untrained")]
-    says = []
-    if untrained:
-        says.append(f"**Untrained networks.** The weights behind {' and '.join(untrained)} are random. Their figures show that the machinery runs; "
+    metrics, params, says = read_metrics(run), run_params(run), []
+    if random := [called(run, f) for f in metrics if untrained(params, f)]:
+        says.append(f"**Untrained networks.** The weights behind {' and '.join(random)} are random. Their figures show that the machinery runs; "
                     "they say nothing about what a trained network would reach.")
-    bundled = [f for f in metrics if run_params(run).get(f"{f}_weights") == "bundled"]
-    if bundled:
+    if bundled := [f for f in metrics if params.get(f"{f}_weights") == "bundled"]:
         near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs: its world and theirs are as close as the "
                 "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos."
-                if run_params(run)["data"] == "demo" else "")
+                if params["data"] == "demo" else "")
         says.append(f"**Drawn pretraining.** The small networks behind {' and '.join(bundled)} have seen nothing but clips and frames "
                     f"that this package draws.{near}")
-    if folds:
+    if params["folds"]:
         says.append("**Held out once.** No decision is made on the videos that a score is told for: with folds the number of epochs is fixed, "
                     "or chosen inside the training part.")
-    elif patience is None or not all(m["n_val"] for m in metrics.values()):
+    elif params["patience"] is None or not all(m["n_val"] for m in metrics.values()):
         says.append("**No early stopping.** Every classifier was trained for the same number of epochs and its last weights were kept; "
                     "no decision was made on the validation videos.")
     else:

@@ -6,7 +6,7 @@
 __all__ = ['Part', 'inner_split', 'fit_part', 'logistic', 'Result', 'train_feature', 'together', 'top1s', 'measure',
            'predictions_of', 'save_result', 'submission', 'classifiers', 'predict']
 
-# %% ../nbs/33_train.ipynb #2644e22e
+# %% ../nbs/33_train.ipynb #7129b018
 import json
 import time
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from .extract import extract_part, pooler_of
 from .metrics import confusion, extremes, top_k
 from .mlp import fit, mlp, probabilities
 from .prepare import extractor_of, worker_pool
-from .run import feature_name, run_params
+from .run import feature_name, run_params, untrained
 from .store import Units, write_vectors
 
 # %% ../nbs/33_train.ipynb #52aa40fa
@@ -89,7 +89,7 @@ def logistic(
     "Logistic regression on standardised vectors: what a linear classifier makes of the same feature."
     with threadpool_limits(1): return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(X, y).predict(X_all)
 
-# %% ../nbs/33_train.ipynb #b0d8d18c
+# %% ../nbs/33_train.ipynb #daa24f69
 @dataclass
 class Result:
     "What training one feature leaves in the run's folder."
@@ -122,7 +122,7 @@ def train_feature(
     history = history[["seed", "fold", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]].astype({"fold": "Int64"})
     metrics = measure(manifest, p, classes) | {
         "epochs": round(float(np.mean([len(done.history) for _, done in first]))), "dim": X.shape[1],
-        "untrained": params.get(f"{feature}_weights") == "random", "skipped": int((~usable).sum()),
+        "untrained": untrained(params, feature), "skipped": int((~usable).sum()),
         "logistic_regression": top1s(manifest, guess),
         "seeds": [{"seed": s} | top1s(manifest, together(manifest, done)[0].argmax(1)) for s, done in by_seed.items()]}
     state = {f"{done.name}.{k}": v for _, done in first for k, v in done.state.items()}
