@@ -84,7 +84,7 @@ def r2plus1d_mini(num_classes: int = 15) -> R2Plus1DMini:  # 0.4 million weights
     "A narrow and shallow R(2+1)D."
     return R2Plus1DMini(num_classes)
 
-# %% ../nbs/11_backbone.ipynb #e00a0319
+# %% ../nbs/11_backbone.ipynb #72accd96
 def _whole_frame(
     size: Sequence[int] = (96, 120),  # height and width in pixels
     **stats,  # mean, std: one number a channel each
@@ -96,7 +96,7 @@ def _whole_frame(
     return transform
 
 
-def _whole_clip(size: Sequence[int] = (72, 90), **stats) -> VideoClassification:
+def _whole_clip(size: Sequence[int] = (64, 80), **stats) -> VideoClassification:
     "torchvision's preset for videos."
     height, width = map(int, size)
     return VideoClassification(crop_size=(height, width), resize_size=(height, width), **stats)
