@@ -19,7 +19,7 @@ from .data import read_manifest
 from .report import SECONDS, called, captions, read_metrics, read_stages, seed_spread, summary
 from .tables import to_markdown
 
-# %% ../nbs/42_page.ipynb #6d93a72d
+# %% ../nbs/42_page.ipynb #95256f0d
 def _fitted(
     run: str | Path,
 ) -> str:  # a sentence, or nothing when no time is known
@@ -29,6 +29,15 @@ def _fitted(
     bound = next((s for s in (10, 30, 60, 120, 300, 600) if seconds < s), None)
     theirs = f" (the report: {sum(SECONDS[f] for f in features):.0f} s)" if set(features) <= set(SECONDS) else ""
     return f" Fitting its classifiers took under {bound} s together{theirs}." if bound else ""
+
+
+def _few(
+    names: str,  # classes with "; " between them
+    most: int = 6,
+) -> str:
+    "The names; of more than so many only their number."
+    n = len(names.split("; "))
+    return names if n <= most else f"{n} classes"
 
 
 def results_block(
@@ -46,7 +55,7 @@ def results_block(
     spread = seed_spread(run)
     seeds = ["With every seed (the summary's figures are the first one's):\n", to_markdown(spread)] if spread["seeds"].max() > 1 else []
     results = summary(run)
-    results.loc[(results["hardest"] != "") & (results["hardest"] == results["easiest"]), ["hardest", "easiest"]] = "every class"
+    for ties in ("hardest", "easiest"): results[ties] = [_few(names) if isinstance(names, str) else names for names in results[ties]]
     return "\n".join([to_markdown(results), made, *seeds, *pictures])
 
 # %% ../nbs/42_page.ipynb #39aeae20
