@@ -144,7 +144,7 @@ def _crowd(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> lis
     at -= (width - SIDE) / 2
     return [[Put(sprites[j % len(sprites)], *at[i, j], turned[j] + turning[j] * u[i]) for j in range(n)] for i in range(len(u))]
 
-# %% ../nbs/34b_clips.ipynb #4bdab537
+# %% ../nbs/34b_clips.ipynb #eb59d53a
 def _sheet(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> list[list[Put]]:
     "A waving rectangle, which may travel."
     rng, travels = paint.rng, bool(paint.rng.integers(2))
@@ -180,7 +180,7 @@ def _jointed(paint: Paint, u: np.ndarray, answers: dict, primitives: tuple) -> l
     if hops: way.y = way.y - height * rng.uniform(0.06, 0.25) * (np.abs(np.sin(phase / 2)) - 0.5)
     facing = int(np.sign(way.x[-1] - way.x[0])) if answers["go"] not in (0, 3, 7) else int(rng.choice([-1, 1]))
     sprites = figure(paint, height, arms, legs, bends, phase, facing)
-    return [[Put(s, x, y, a, z, z)] for s, x, y, a, z in zip(sprites, way.x, way.y, way.angle, way.size)]
+    return [[Put(*put)] for put in zip(sprites, way.x, way.y)]
 
 
 _ACTORS = {"nothing": lambda paint, u, answers, primitives: [[] for _ in u], "thing": _thing, "crowd": _crowd, "sheet": _sheet, "panel": _panel,

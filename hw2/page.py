@@ -19,7 +19,7 @@ from .data import read_manifest
 from .report import SECONDS, called, captions, read_metrics, read_stages, seed_spread, summary
 from .tables import to_markdown
 
-# %% ../nbs/42_page.ipynb #95256f0d
+# %% ../nbs/42_page.ipynb #e8187a0e
 def _fitted(
     run: str | Path,
 ) -> str:  # a sentence, or nothing when no time is known
@@ -32,12 +32,11 @@ def _fitted(
 
 
 def _few(
-    names: str,  # classes with "; " between them
+    names: list[str],  # classes
     most: int = 6,
 ) -> str:
     "The names; of more than so many only their number."
-    n = len(names.split("; "))
-    return names if n <= most else f"{n} classes"
+    return "; ".join(names) if len(names) <= most else f"{len(names)} classes"
 
 
 def results_block(
@@ -55,7 +54,7 @@ def results_block(
     spread = seed_spread(run)
     seeds = ["With every seed (the summary's figures are the first one's):\n", to_markdown(spread)] if spread["seeds"].max() > 1 else []
     results = summary(run)
-    for ties in ("hardest", "easiest"): results[ties] = [_few(names) if isinstance(names, str) else names for names in results[ties]]
+    for ties in ("hardest", "easiest"): results.loc[:len(features) - 1, ties] = [_few(m[ties]) for m in features.values()]
     return "\n".join([to_markdown(results), made, *seeds, *pictures])
 
 # %% ../nbs/42_page.ipynb #39aeae20
