@@ -22,7 +22,7 @@ from traitlets.config import Config
 
 from .core import ROOT, write_text
 from .data import DataError, parts, read_dataset
-from .extract import dataset_of, extract_part, lacking, stores_of
+from .extract import dataset_of, lacking, local_parts, stores_of
 from .page import publish, write_html
 from .prepare import worker_pool
 from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_params
@@ -107,9 +107,10 @@ def outlook(
     with worker_pool(params) as pool:
         for part in (videos.head(1), videos.head(sample)):  # the first starts the workers and builds the networks
             start = time.perf_counter()
-            for _ in extract_part(part, dataset.root, wanted, pool): pass
+            for _ in local_parts([(part, list(wanted))], dataset.root, wanted, pool): pass
             seconds = (time.perf_counter() - start) / len(part)
-    yield f"extraction: about {minutes(seconds * len(videos))}, from {len(part)} videos timed now"
+    alone = ", on this machine alone" if params["scheduler"] else ""
+    yield f"extraction: about {minutes(seconds * len(videos))}{alone}, from {len(part)} videos timed now"
 
 
 def minutes(seconds: float) -> str:

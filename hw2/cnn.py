@@ -29,6 +29,6 @@ class FrameEmbeddings(Embeddings):
         "The moments whose frames make each unit."
         return frame_times(duration, self.fps)
 
-    def units(self, batch: np.ndarray) -> np.ndarray:  # (b, 1, 3, H, W) float32 -> (b, d) float32
+    def units(self, batch: np.ndarray) -> np.ndarray:  # (b, 1, 3, H, W) uint8 -> (b, d) float32
         "One vector a frame."
         return embed(self.backbone, batch[:, 0])

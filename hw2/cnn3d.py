@@ -30,6 +30,6 @@ class ClipEmbeddings(Embeddings):
         "The moments whose frames make each unit."
         return clip_times(duration, self.n_clips, self.clip_fps)
 
-    def units(self, batch: np.ndarray) -> np.ndarray:  # (b, 16, 3, H, W) float32 -> (b, d) float32
+    def units(self, batch: np.ndarray) -> np.ndarray:  # (b, 16, 3, H, W) uint8 -> (b, d) float32
         "One vector a clip."
         return embed(self.backbone, batch.swapaxes(1, 2))

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from .core import progress, write_csv
+from .core import cores, progress, write_csv
 from .sprites import SIDE, SPLITS, Put, background, levels, paste, round_sprite, sheet
 from .video import write_video
 
@@ -252,8 +251,7 @@ def draw_set(
     if not isinstance(per_class, tuple | list) or len(per_class) != 3 or not sum(_whole_number("per_class", n, 0) for n in per_class):
         raise ValueError(f"per_class={per_class!r}: three counts of videos are needed (train, validation, test)")
     _whole_number("seed", seed, 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = cores if workers is None else _whole_number("workers", workers, 1)
+    workers = cores() if workers is None else _whole_number("workers", workers, 1)
     rows = plan(per_class, seed)
     files = label_files(rows)
     _refuse_other(folder, rows, files)

@@ -7,7 +7,6 @@ __all__ = ['RECIPES', 'Drawn', 'Clips', 'Stills', 'new_network', 'answered', 'Tr
            'save_bundled']
 
 # %% ../nbs/35_pretext.ipynb #fd7e578d
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .backbone import build, preprocessing
 from .clips import CLIP_QUESTIONS, backwards, draw_clip
-from .core import file_hash, progress, whole, write_json
+from .core import cores, file_hash, progress, whole, write_json
 from .frames import FRAME_QUESTIONS, draw_frame
 from torchvision.models import ConvNeXt  # after hw2.backbone, which makes the import possible beside a CPU-only torch
 
@@ -116,7 +115,7 @@ def drawn_batches(
     how: Training,
 ) -> DataLoader:  # of items as they come, in order; what fills no batch is left out
     "Items drawn by processes of one thread each."
-    return DataLoader(data, how.batch // len(data[0][0]), drop_last=True, num_workers=how.workers or os.cpu_count(), multiprocessing_context="spawn",
+    return DataLoader(data, how.batch // len(data[0][0]), drop_last=True, num_workers=how.workers or cores(), multiprocessing_context="spawn",
                       worker_init_fn=_one_thread, prefetch_factor=6)
 
 

@@ -47,6 +47,11 @@ def _compiles(value) -> bool:
     try: return isinstance(value, str) and bool(re.compile(value))
     except re.error: return False
 
+
+def _names_cluster(value) -> bool:
+    "True for a number of processes on this machine and for a Dask scheduler's address."
+    return isinstance(value, str) and bool(re.fullmatch(r"local:[1-9]\d*|(tcp|tls)://.+:\d+", value))
+
 # %% ../nbs/05_run.ipynb #d826220c
 PARAMETERS = {  # name: (default, what it may be, what it means)
     "data": ("demo", _text(), "the set: a folder, a CSV file, or demo: the embedded set, drawn on the spot"),
@@ -83,9 +88,10 @@ PARAMETERS |= {
     "seeds": ([0], _list(_count(0)), "one training each; the first one's predictions are the run's"),
     "on_error": ("skip", _one_of("skip", "stop"), "a video that cannot be read: list it and go on, or stop"),
     "device": (None, _or(_null(), _text()), "null: the best there is; else cpu, cuda, ..."),
-    "engine": ("eager", _one_of("eager"), "what runs the networks"),
+    "engine": ("eager", _one_of("eager", "compile", "openvino"), "what runs the networks: eager is the reference, the others are faster"),
     "workers": (None, _or(_null(), _count(1)), "processes that decode; null: one a core"),
-    "scheduler": (None, _one_of(None), "null: this machine alone"),
+    "scheduler": (None, _or(_null(), _rule("local:N or tcp://host:port", _names_cluster)),
+                  "null: this machine's cores and accelerator; local:N or tcp://host:port: a Dask cluster"),
     "cache": ("runs/cache", _text(), "where extracted features are kept"),
 }
 DEFAULTS = {name: default for name, (default, _, _) in PARAMETERS.items()}

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from .core import pick_device, progress, whole, write_csv, write_json
 from .data import parts, read_classes
-from .extract import extract_part, pooler_of
+from .extract import local_parts, pooler_of
 from .metrics import confusion, extremes, top_k
 from .mlp import fit, mlp, probabilities
 from .prepare import extractor_of, worker_pool
@@ -233,7 +233,8 @@ def predict(
     params = params | {"workers": min(len(clips), params["workers"] or len(clips), 4)}
     models = {f: list(classifiers(run, f, len(names))) for f in params["features"]}
     videos = pd.DataFrame({"path": [str(Path(c).resolve()) for c in clips], "content": [str(c) for c in clips]})
-    with worker_pool(params) as pool: *_, units = extract_part(videos, Path(), {f: extractor_of(f, params) for f in models}, pool)
+    extractors = {f: extractor_of(f, params) for f in models}
+    with worker_pool(params) as pool: *_, (_, units) = local_parts([(videos, list(models))], Path(), extractors, pool)
     rows = []
     for i, clip in enumerate(clips):
         for f, fitted in models.items():

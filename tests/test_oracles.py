@@ -114,7 +114,9 @@ def test_a_batch_equals_its_items_and_a_plain_forward_pass(name, extractor, size
     batch = extractor.units(units)
     single = np.concatenate([extractor.units(u[None]) for u in units])
     np.testing.assert_allclose(batch, single, atol=1e-5)
-    x = torch.from_numpy(units[:, 0] if name == "cnn" else units.swapaxes(1, 2))
+    x, preset = torch.from_numpy(units[:, 0] if name == "cnn" else units.swapaxes(1, 2)).float() / 255, extractor.backbone.transform
+    mean, std = (torch.tensor(v).view(1, 3, *[1] * (x.ndim - 2)) for v in (preset.mean, preset.std))
+    x = (x - mean) / std
     with torch.inference_mode(): np.testing.assert_allclose(batch, plain_forward(name, extractor.backbone.network, x), atol=1e-5)
     assert np.abs(batch[0] - batch[1]).max() > 1e-4
 
