@@ -107,5 +107,10 @@ def lanes(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(n or (cores() if device == "cpu" else 2)) as pool: yield pool
+        with ThreadPoolExecutor(n or (cores() if device == "cpu" else 2), initializer=_own_stream, initargs=(device,)) as pool: yield pool
     finally: torch.set_num_threads(before)
+
+
+def _own_stream(device: str) -> None:
+    "A stream for this thread, so that an accelerator copies for one lane while it computes for the other."
+    if device.startswith("cuda"): torch.cuda.set_stream(torch.cuda.Stream(device))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'read_result', 'read_metrics', 'read_stages', 'called', 'run_matrix', 'captions',
            'stats', 'published_matrix', 'published_top1', 'split_sizes', 'majority', 'summary', 'intervals',
-           'seed_spread', 'reversals', 'timings', 'reached', 'told', 'notes', 'write_feature', 'write_summary']
+           'seed_spread', 'reversals', 'timings', 'reached', 'told', 'worth_of_nearness', 'notes', 'write_feature',
+           'write_summary']
 
 # %% ../nbs/40_report.ipynb #f29bd263
 import json
@@ -214,6 +215,13 @@ def _listed(
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 
+def _means(
+    spread: pd.DataFrame,  # rows of `seed_spread`
+) -> str:
+    "The means over the seeds in a row, each with its videos, lowest and highest."
+    return " and ".join(f"{r['mean']:.3f} ({r['videos']}, {r['lowest']:.3f} to {r['highest']:.3f})" for _, r in spread.iterrows())
+
+
 def reached(
     run: str | Path,
     feature: str,
@@ -224,9 +232,7 @@ def reached(
     for _, r in known[known["feature"] == name].iterrows():
         kind = "Test" if r["videos"] == "test" else "Held-out" if run_params(run)["folds"] else "Validation"
         parts.append(f"{kind} top-1 is **{r['top1']:.3f}** ({r['right']:,} of {r['n']:,} videos; 95 % interval {r['low']:.3f} to {r['high']:.3f}).")
-    if len(m["seeds"]) > 1:
-        means = [f"{r['mean']:.3f} ({r['videos']}, {r['lowest']:.3f} to {r['highest']:.3f})" for _, r in spread[spread["feature"] == name].iterrows()]
-        parts.append(f"The mean of {len(m['seeds'])} seeds is {' and '.join(means)}.")
+    if len(m["seeds"]) > 1: parts.append(f"The mean of {len(m['seeds'])} seeds is {_means(spread[spread['feature'] == name])}.")
     return " ".join(parts)
 
 
@@ -246,6 +252,15 @@ def told(
     if untrained(run_params(run), feature): parts.append("This network is **untrained**: its weights are random, so these figures are no result.")
     return " ".join(parts)
 
+# %% ../nbs/40_report.ipynb #b719de3b
+def worth_of_nearness(
+    file: str | Path = ROOT/"hw2/weights/without.csv",  # `seed_spread` of that run's 3-D feature, and a column `without`
+) -> str:  # one sentence
+    "What the 3-D network's twin reaches on the demo that never saw the primitives most like the demo's."
+    spread = pd.read_csv(file)
+    return (f"A twin of the 3-D network, trained in the same way on as many clips but without {spread['without'][0]}, "
+            f"reaches {_means(spread)}: the means of {spread['seeds'][0]} seeds.")
+
 # %% ../nbs/40_report.ipynb #33c242a8
 def notes(
     run: str | Path,
@@ -257,8 +272,8 @@ def notes(
                     "they say nothing about what a trained network would reach.")
     if bundled := [f for f in metrics if params.get(f"{f}_weights") == "bundled"]:
         near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs: its world and theirs are as close as the "
-                "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos."
-                if params["data"] == "demo" else "")
+                "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos. "
+                + worth_of_nearness() if params["data"] == "demo" else "")
         says.append(f"**Drawn pretraining.** The small networks behind {' and '.join(bundled)} have seen nothing but clips and frames "
                     f"that this package draws.{near}")
     if params["folds"]:
