@@ -1,16 +1,17 @@
-# make report | test | lab: each makes .venv first when it is missing or the pins changed
+# make report | test | lab | bench: each makes .venv first when it is missing or the pins changed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
 SHELL := /bin/bash
 TIMED = start=$$SECONDS; trap 'echo "$(notdir $@): $$((SECONDS - start)) s"' EXIT
 
-.PHONY: help report test lab clean
+.PHONY: help report test lab bench clean
 
 help:
 	@echo "make report   draw the demo set, extract, train, report: runs/demo/report.html and figures/"
 	@echo "make test     notebooks, export, experiments, oracles, faults"
 	@echo "make lab      JupyterLab on the notebooks"
+	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
 	@echo "make clean    remove .venv and all runs"
 
 $(STAMP): constraints.txt pyproject.toml
@@ -29,6 +30,10 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
+
+bench: $(STAMP)
+	@$(TIMED); set -e; mkdir -p runs/bench; \
+	$(BIN)/papermill nbs/experiments/bench.ipynb runs/bench/bench.ipynb -k python3 $(if $(CLIPS),-r clips "$(CLIPS)")
 
 clean:
 	rm -rf .venv runs
