@@ -11,7 +11,7 @@ except ImportError as e:
     raise ImportError(f"OpenCV cannot be loaded ({e}). On Debian or Ubuntu: sudo apt-get install libgl1 libglib2.0-0") from e
 import av
 import numpy as np
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
 from .video import frame_times, pool_units
@@ -64,9 +64,12 @@ def describe(
 def nearest(
     X: np.ndarray,  # (n, d), any real dtype
     words: np.ndarray,  # (k, d) float32
+    rows: int = 1024,  # of `X` in one product, whose (rows, k) scores stay in the processor's cache
 ) -> np.ndarray:  # (n,) int64
-    "The nearest word of every row, by one matrix product: |x - w|^2 = |x|^2 - 2 x.w + |w|^2, and |x|^2 decides nothing."
-    return (np.square(words).sum(1) - 2 * (X.astype(np.float32) @ words.T)).argmin(1)
+    "The nearest word of every row, by matrix products: |x - w|^2 = |x|^2 - 2 (x.w - |w|^2 / 2), and |x|^2 decides nothing."
+    half = np.square(words).sum(1) / 2
+    blocks = np.split(X, range(rows, len(X), rows))
+    return np.concatenate([(x.astype(np.float32) @ words.T - half).argmax(1) for x in blocks])
 
 # %% ../nbs/10_sift.ipynb #d845cc29
 class Vocabulary:
@@ -74,19 +77,23 @@ class Vocabulary:
     def __init__(self,
         words: int = 128,  # k
         seed: int = 0,
-        sample: int = 50_000,  # descriptors that k-means sees at most, drawn without replacement
+        sample: int = 400,  # descriptors that k-means sees for each word, at most; drawn without replacement
+        starts: int = 80,  # descriptors of the sample, for each word, among which k-means++ finds where to start
+        max_iter: int = 20,  # k-means' passes over the sample, at most
     ):
-        self.words, self.seed, self.sample = words, seed, sample
+        self.words, self.seed, self.sample, self.starts, self.max_iter = words, seed, sample, starts, max_iter
 
     def fit(self,
         descriptors: np.ndarray,  # (n, 128)
     ) -> "Vocabulary":
-        "Cluster; raises `ValueError` where there are fewer descriptors than words."
-        n = len(descriptors)
-        if n < self.words: raise ValueError(f"{n} descriptors cannot make {self.words} words: more training videos, more keypoints or fewer words are needed")
-        if n > self.sample: descriptors = descriptors[np.random.default_rng(self.seed).choice(n, self.sample, replace=False)]
+        "Cluster a sample; raises `ValueError` where there are fewer descriptors than words."
+        n, k = len(descriptors), self.words
+        if n < k: raise ValueError(f"{n} descriptors cannot make {k} words: more training videos, more keypoints or fewer words are needed")
+        drawn = np.random.default_rng(self.seed).permutation(n)[:self.sample * k]
+        X = descriptors[drawn].astype(np.float32)
         with threadpool_limits(1):
-            self.words_ = KMeans(self.words, n_init=1, random_state=self.seed).fit(descriptors.astype(np.float32)).cluster_centers_
+            starts, _ = kmeans_plusplus(X[:self.starts * k], k, random_state=self.seed)
+            self.words_ = KMeans(k, init=starts, n_init=1, max_iter=self.max_iter).fit(X).cluster_centers_
         return self
 
     def transform(self,
@@ -119,7 +126,7 @@ class BagOfWords:
         videos: list[np.ndarray],
     ) -> np.ndarray:  # (len(videos), words) float32
         "One histogram per video."
-        return np.stack([pool_units(self.vocabulary_.transform(v), self.pool) for v in videos])
+        with threadpool_limits(1): return np.stack([pool_units(self.vocabulary_.transform(v), self.pool) for v in videos])
 
     def state(self) -> dict[str, np.ndarray]:
         "What was learned, by name."
