@@ -273,8 +273,9 @@ def notes(
                     "they say nothing about what a trained network would reach.")
     if bundled := [f for f in metrics if params.get(f"{f}_weights") == "bundled"]:
         near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs: its world and theirs are as close as the "
-                "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos. "
-                + worth_of_nearness() if params["data"] == "demo" else "")
+                "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos."
+                if params["data"] == "demo" else "")
+        if near and params.get("cnn3d_weights") == "bundled": near += " " + worth_of_nearness()
         says.append(f"**Drawn pretraining.** The small networks behind {' and '.join(bundled)} have seen nothing but clips and frames "
                     f"that this package draws.{near}")
     if params["folds"]:
