@@ -19,7 +19,7 @@ from hw2.core import ROOT
 from hw2.data import split_manifest, write_manifest, read_manifest
 from hw2.demo import CODING, FPS, REVERSALS, draw
 from hw2.metrics import as_printed, confusion, counts, extremes, per_class, top_k
-from hw2.mlp import fit, probabilities, synthetic
+from hw2.mlp import fit, fit_seeds, mlp, probabilities, synthetic
 from hw2.run import check_params
 from hw2.sift import BagOfWords, Descriptors, Vocabulary
 from hw2.sprites import PARTS
@@ -331,6 +331,49 @@ def test_equal_seeds_give_equal_bytes():
     assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), same.model.state_dict().values()))
     assert one.history.equals(same.history)
     assert not torch.equal(one.model[0].weight, other.model[0].weight)
+
+
+def plain_training(X: np.ndarray, y: np.ndarray, classes: int, seed: int, epochs: int, **sizes) -> tuple[torch.nn.Module, list[float]]:
+    "All videos in one batch, without dropout: a loop over a module, its optimizer and its loss; the model and its losses."
+    torch.manual_seed(seed)
+    model, x, labels = mlp(X.shape[1], classes, dropout=0.0, **sizes), torch.from_numpy(X), torch.from_numpy(y)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=0.01, foreach=False), []
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 10)
+    for _ in range(epochs):
+        loss = torch.nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad(); loss.backward(); optimizer.step(); scheduler.step()
+        losses.append(loss.item())
+    return model, losses
+
+
+def test_a_stack_learns_what_a_plain_loop_learns():
+    "Order decides nothing where all videos are one batch."
+    X, y = synthetic(160, 24, 4)
+    stack = fit_seeds(X[:120], y[:120], 4, hidden=20, dropout=0.0, batch_size=120, max_epochs=25, patience=None, seeds=[3, 0, 8])
+    for seed, done in zip([3, 0, 8], stack):
+        model, losses = plain_training(X[:120], y[:120], 4, seed, 25, hidden=20)
+        np.testing.assert_allclose(done.history["train_loss"], losses, rtol=1e-3)
+        np.testing.assert_allclose(probabilities(done.model, X[120:]), probabilities(model, X[120:]), atol=1e-2)
+        assert done.model[1].num_batches_tracked == 25
+
+
+@pytest.mark.parametrize("n, dim, sizes", [(300, 32, {"hidden": 16}), (90, 7, {"hidden": 10, "batch_size": 9}), (65, 5, {"hidden": 3, "dropout": 0.1})])
+def test_a_seed_is_the_same_in_any_company(n, dim, sizes):
+    "To the last bit: alone and among others that stop earlier or later, with one thread and with several."
+    X, y = synthetic(n + 60, dim, 3)
+    data = X[:n], y[:n], 3, X[n:], y[n:]
+    seeds, before, groups = [5, 0, 9, 2, 7], torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            groups.append(fit_seeds(*data, max_epochs=30, patience=4, seeds=seeds, **sizes))
+    finally: torch.set_num_threads(before)
+    assert len({len(done.history) for done in groups[0]}) > 1
+    for i, seed in enumerate(seeds):
+        alone = fit(*data, max_epochs=30, patience=4, seed=seed, **sizes)
+        for done in (group[i] for group in groups):
+            assert done.history.equals(alone.history) and done.best == alone.best
+            assert all(map(torch.equal, done.model.state_dict().values(), alone.model.state_dict().values()))
 
 
 def test_early_stopping_keeps_the_best_epoch():
