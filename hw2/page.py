@@ -27,8 +27,10 @@ def _fitted(
     stages, features = read_stages(run), list(read_metrics(run))
     seconds = sum(stages.get(f"train_{f}", {}).get("fit_seconds", math.inf) for f in features)
     bound = next((s for s in (10, 30, 60, 120, 300, 600) if seconds < s), None)
-    theirs = f" (the report: {sum(SECONDS[f] for f in features):.0f} s)" if set(features) <= set(SECONDS) else ""
-    return f" Fitting its classifiers took under {bound} s together{theirs}." if bound else ""
+    n = max(len(m["seeds"]) for m in read_metrics(run).values())
+    seeds, once = (f", {n} seeds each,", ", once each") if n > 1 else ("", "")
+    theirs = f" (the report{once}: {sum(SECONDS[f] for f in features):.0f} s)" if set(features) <= set(SECONDS) else ""
+    return f" Fitting its classifiers{seeds} took under {bound} s together{theirs}." if bound else ""
 
 
 def _few(

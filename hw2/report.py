@@ -197,7 +197,7 @@ def reversals(
 def timings(
     run: str | Path,
 ) -> pd.DataFrame:  # stage, seconds, of which fitting, peak memory in GB, the original report's training seconds
-    "How long each stage took on the machine that ran it, from `run.json`."
+    "How long each stage took on the machine that ran it, from `run.json`; the fitting is that of all seeds together."
     theirs = SECONDS | {"fit 6000 x 1024": SECONDS["cnn"]}
     stage = lambda name: f"train {called(run, f)}" if (f := name.removeprefix("train_")) in read_metrics(run) else name
     rows = [[stage(name), s.get("seconds"), s.get("fit_seconds"), s.get("peak_memory_gb"), theirs.get(name.removeprefix("train_"))]
@@ -241,8 +241,9 @@ def told(
     if alike := m["hardest"] and m["hardest"] == m["easiest"]: parts.append(f"No class is harder than another (recall {t[m['hardest'][0]]:.3f} each).")
     for what in ("hardest", "easiest") if not alike else ():
         if m[what]: parts.append(f"The {what} {'class is' if len(m[what]) == 1 else 'classes are'} {_listed(m[what])} (recall {t[m[what][0]]:.3f}).")
-    theirs = f"; the original report's took {SECONDS[feature]:g} s" if feature in SECONDS else ""
-    if "fit_seconds" in stage: parts.append(f"Fitting took {stage['fit_seconds']:.1f} s{theirs}.")
+    seeds, training = (f" {len(m['seeds'])} seeds together", " single training") if len(m["seeds"]) > 1 else ("", "")
+    theirs = f"; the original report's{training} took {SECONDS[feature]:g} s" if feature in SECONDS else ""
+    if "fit_seconds" in stage: parts.append(f"Fitting{seeds} took {stage['fit_seconds']:.1f} s{theirs}.")
     if untrained(run_params(run), feature): parts.append("This network is **untrained**: its weights are random, so these figures are no result.")
     return " ".join(parts)
 
