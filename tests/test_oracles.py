@@ -323,6 +323,19 @@ def test_test_videos_are_not_learned_from():
     assert all(torch.equal(result.state[k], again.state[k]) for k in result.state)
 
 
+def test_each_seed_has_its_own_words_and_no_other_ones():
+    "Of two seeds that train together, each gives what it gives alone."
+    units, manifest = fingerprints()
+    manifest["group"], manifest["split"] = "", np.repeat(["train", "val", "test"], 40)
+    params = check_params({"features": ["sift"], "words": 32, "max_epochs": 20, "device": "cpu", "hidden": 64, "seeds": [4, 1]})
+    both = train_feature("sift", units, manifest, ["a", "b"], params)
+    one, other = (train_feature("sift", units, manifest, ["a", "b"], params | {"seeds": [seed]}) for seed in (4, 1))
+    assert not torch.equal(one.state["all.pool.vocabulary"], other.state["all.pool.vocabulary"])
+    assert both.predictions.equals(one.predictions) and all(torch.equal(both.state[k], v) for k, v in one.state.items())
+    assert both.history.equals(pd.concat([one.history, other.history], ignore_index=True))
+    assert both.metrics["seeds"] == one.metrics["seeds"] + other.metrics["seeds"]
+
+
 # The classifier
 
 
