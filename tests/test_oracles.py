@@ -1,5 +1,6 @@
 """Numbers and frames against independent ones: scikit-learn, brute force, a plain forward pass, the printed tables, and properties that must hold"""
 
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -21,7 +22,7 @@ from hw2.demo import CODING, FPS, REVERSALS, draw
 from hw2.metrics import as_printed, confusion, counts, extremes, per_class, top_k
 from hw2.mlp import fit, fit_seeds, mlp, probabilities, synthetic
 from hw2.run import check_params
-from hw2.sift import BagOfWords, Descriptors, Vocabulary
+from hw2.sift import BagOfWords, Descriptors, Vocabulary, nearest
 from hw2.sprites import PARTS
 from hw2.store import Units
 from hw2.train import train_feature
@@ -91,11 +92,37 @@ def test_bag_of_words_is_the_brute_force_one(frames):
     assert np.allclose(BagOfWords(16, "mean").load(bag.state()).transform([video])[0], expected.mean(0))
 
 
-def test_vocabulary_is_scikit_learns_k_means(frames):
+def test_vocabulary_of_few_descriptors_is_scikit_learns_k_means(frames):
     from sklearn.cluster import KMeans
     descriptors = np.concatenate([Descriptors(32).prepare(f) for f in frames])
-    with threadpool_limits(1): theirs = KMeans(16, n_init=1, random_state=3).fit(descriptors.astype(np.float32)).cluster_centers_
-    assert (Vocabulary(16, seed=3).fit(descriptors).words_ == theirs).all()
+    drawn = descriptors[np.random.default_rng(3).permutation(len(descriptors))].astype(np.float32)  # all of them, in the order in which they are drawn
+    with threadpool_limits(1): theirs = KMeans(16, n_init=1, random_state=3).fit(drawn)
+    assert np.allclose(Vocabulary(16, seed=3).fit(descriptors).words_, theirs.cluster_centers_)
+    assert (nearest(drawn, theirs.cluster_centers_) == theirs.labels_).all()
+
+
+def blobs(n: int) -> np.ndarray:
+    "Made-up descriptors around 40 middles, (n, 128) uint8."
+    rng = np.random.default_rng(0)
+    return np.clip(rng.integers(0, 200, (40, 128))[rng.integers(0, 40, n)] + rng.normal(0, 40, (n, 128)), 0, 255).astype(np.uint8)
+
+
+def test_a_sampled_vocabulary_costs_little_inertia():
+    from sklearn.cluster import KMeans
+    descriptors = blobs(20_000)
+    inertia = lambda words: np.square(descriptors - words[nearest(descriptors, words)]).sum(dtype=float)
+    with threadpool_limits(1): theirs = [inertia(KMeans(20, n_init=1, random_state=s).fit(descriptors.astype(np.float32)).cluster_centers_) for s in range(4)]
+    ours = [inertia(Vocabulary(20, seed=s).fit(descriptors).words_) for s in range(4)]
+    assert np.mean(ours) < 1.02 * np.mean(theirs)
+
+
+def test_words_and_histograms_are_the_same_bytes_in_processes_with_one_thread_and_two(tmp_path):
+    np.save(tmp_path/"videos.npy", blobs(7680).reshape(-1, 8, 32, 128))
+    code = ("import hashlib, sys; import numpy as np; from hw2.sift import BagOfWords; videos = list(np.load(sys.argv[1])); bag = BagOfWords(24).fit(videos); "
+            "print(hashlib.sha256(bag.vocabulary_.words_.tobytes() + bag.transform(videos).tobytes()).hexdigest())")
+    said = [subprocess.run([sys.executable, "-c", code, tmp_path/"videos.npy"], env=os.environ | {f"{of}_NUM_THREADS": n for of in ("OMP", "OPENBLAS", "MKL")},
+                           cwd=ROOT, check=True, capture_output=True, text=True).stdout for n in ("1", "2")]
+    assert said[0] == said[1]
 
 
 def plain_forward(name: str, network, x: torch.Tensor) -> torch.Tensor:
