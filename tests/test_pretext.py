@@ -8,6 +8,7 @@ import sys
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -138,3 +139,10 @@ def test_a_bundled_network_answers_as_its_sidecar_says(name):
     with torch.inference_mode(): logits = torch.cat([backbone.network((part - mean) / std) for part in x.split(30)])
     right = (logits[:, :len(answers)].argmax(1).numpy() == [a[first] for _, a in drawn]).mean()
     assert right == pytest.approx(facts["right_answers"][first], abs=0.12)
+
+
+def test_what_the_readme_tells_of_the_twin_is_what_its_run_told():
+    twin = pd.read_csv(WEIGHTS/"without.csv").set_index("videos")
+    assert set(twin["without"]["val"].split(", ")) <= {*ACTORS, "spin", "grow", "flicker", "camera"} and (twin["seeds"] == 5).all()
+    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    assert f"reaches {twin['mean']['val']:.3f} on the validation and {twin['mean']['test']:.3f} on the test videos (means of five seeds)" in text
