@@ -277,17 +277,18 @@ class Embedder(nn.Module):
         super().__init__()
         self.network, self.transform, self.precision, self.seen = network, transform, getattr(torch, precision), None
         module, side = embedding_node(network, node)
-        if side == "output": module.register_forward_hook(lambda m, i, o: self.see(o))
-        else: module.register_forward_pre_hook(lambda m, i: self.see(i[0]))
+        if side == "output": module.register_forward_hook(self.see)
+        else: module.register_forward_pre_hook(self.see)
 
-    def see(self, x: torch.Tensor) -> None: self.seen = x.clone()  # later layers may work in place
+    def see(self, module: nn.Module, inputs: tuple, *output: torch.Tensor) -> None: self.seen = (output or inputs)[0].clone()  # later layers may work in place
 
     def forward(self, x):  # (b, 3, H, W) frames or (b, 3, t, H, W) clips, uint8 -> (b, d) float32
         layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         x = standardised(self.transform, x).contiguous(memory_format=layout)
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32): self.network(x)
-        if self.seen is None: raise WeightsError("nothing passes the node that is to be the embedding")
-        return flatten_maps(self.seen).float()
+        seen, self.seen = self.seen, None
+        if seen is None: raise WeightsError("nothing passes the node that is to be the embedding")
+        return flatten_maps(seen).float()
 
 # %% ../nbs/11_backbone.ipynb #e6e3aa5d
 BATCH_BYTES = 2**20  # of a batch on a CPU

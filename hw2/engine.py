@@ -6,6 +6,7 @@
 __all__ = ['ENGINES', 'EngineError', 'check_engine', 'engine_version', 'runner', 'lanes']
 
 # %% ../nbs/10b_engine.ipynb #b1c6b58e
+import copy
 import os
 import shutil
 import sys
@@ -56,8 +57,18 @@ def runner(
     engine: str,  # one of ENGINES
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     "The module as a function; engines other than eager build at the first batch, whose shape all others must have."
-    if engine == "eager": return module
+    if engine == "eager": return _PerThread(module)
     return _Built(module, {"compile": _compiled, "openvino": _openvino}[engine])
+
+
+class _PerThread:
+    "Copies of the module, one a thread, that share its weights: what a pass notes down in its module is no other pass's."
+    def __init__(self, module: nn.Module): self.module, self.own = module, threading.local()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        shared = {id(t): t for t in [*self.module.parameters(), *self.module.buffers()]}
+        if not hasattr(self.own, "module"): self.own.module = copy.deepcopy(self.module, shared)
+        return self.own.module(x)
 
 
 class _Built:
@@ -74,7 +85,7 @@ class _Built:
 # %% ../nbs/10b_engine.ipynb #1a6bfb87
 def _compiled(module: nn.Module, example: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     "torch.compile's function for batches like this one."
-    function = torch.compile(module, dynamic=False, options={"freezing": True})
+    function = torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True})  # one graph: threads share nothing but weights
     try: function(example)
     except Exception as e: raise EngineError(f"engine compile cannot take {type(module).__name__} ({' '.join(str(e).split())[:200]}); take eager") from e
     return function
