@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SETS', 'race', 'row', 'row_of', 'engine_rows', 'met', 'outlook', 'long_time', 'outlook_notes', 'machine',
-           'shown_table', 'write_bench', 'plot_bench']
+           'shown_table', 'bench_text', 'write_bench', 'plot_bench']
 
-# %% ../nbs/60_bench.ipynb #3a70764e
+# %% ../nbs/60_bench.ipynb #d41284dd
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import psutil
 import torch
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 
@@ -21,15 +23,19 @@ from .figures import save_figure
 from .run import surroundings
 from .tables import plain, to_markdown
 
-# %% ../nbs/60_bench.ipynb #4d57a581
+# %% ../nbs/60_bench.ipynb #2447033c
 def race(
     contenders: Mapping[str, Callable[[], object]],  # by name; called in this order, round after round
     rounds: int = 5,
     warm_up: bool = True,  # call each once before the clock runs
-) -> pd.DataFrame:  # (rounds, contenders) seconds
+) -> pd.DataFrame:  # (rounds, contenders) seconds; `attrs["others"]` is the share of the cores that other processes took meanwhile
     "What every call took."
     for go in contenders.values() if warm_up else (): go()
-    return pd.DataFrame([{name: _seconds(go) for name, go in contenders.items()} for _ in progress(range(rounds), "racing", unit="round")])
+    start, everyone, us = time.perf_counter(), *_worked()
+    seconds = pd.DataFrame([{name: _seconds(go) for name, go in contenders.items()} for _ in progress(range(rounds), "racing", unit="round")])
+    passed, (everyone_now, us_now) = time.perf_counter() - start, _worked()
+    seconds.attrs["others"] = max(0., (everyone_now - everyone - (us_now - us)) / passed / os.cpu_count())
+    return seconds
 
 
 def _seconds(go: Callable[[], object]) -> float:
@@ -38,7 +44,13 @@ def _seconds(go: Callable[[], object]) -> float:
     go()
     return time.perf_counter() - start
 
-# %% ../nbs/60_bench.ipynb #d2997d70
+
+def _worked() -> tuple[float, float]:
+    "Seconds that the cores have worked for everyone, and for this process and the children that it had."
+    machine = psutil.cpu_times()
+    return machine.user + machine.system + getattr(machine, "nice", 0), sum(os.times()[:4])
+
+# %% ../nbs/60_bench.ipynb #622ae76d
 def row(
     stage: str,  # what was done, and on how much of it
     against: str,  # what it is compared with
@@ -55,7 +67,8 @@ def row(
     rate = items / median[ours]
     told = f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s" if items else ""
     return dict(stage=stage, against=against, ratio=ratios.median(), low=ratios.min(), high=ratios.max(), goal=goal, rounds=len(seconds),
-                amount=f"{median[ours]:.3g} s", other=f"{median[other]:.3g} s", rate=told)
+                amount=f"{median[ours]:.3g} s", other=f"{median[other]:.3g} s", rate=told,
+                others=seconds.attrs.get("others"))
 
 
 def row_of(
@@ -69,7 +82,7 @@ def row_of(
     "A row for what is no time: memory, inertia."
     ratio = amount / other
     return dict(stage=stage, against=against, ratio=ratio, low=ratio, high=ratio, goal=goal, rounds=1, amount=f"{amount:.4g} {unit}".strip(),
-                other=f"{other:.4g} {unit}".strip(), rate="")
+                other=f"{other:.4g} {unit}".strip(), rate="", others=None)
 
 # %% ../nbs/60_bench.ipynb #553fa984
 def engine_rows(
@@ -125,7 +138,7 @@ def outlook_notes(
     return (f"**What larger sets would take**: not run, but computed from the rates measured here, for machines like this one.\n\n"
             f"A video of 10 s: {told}; together {total:.2f} s.\n\n{to_markdown(outlook(total))}")
 
-# %% ../nbs/60_bench.ipynb #630ba337
+# %% ../nbs/60_bench.ipynb #86df4210
 def machine() -> str:
     "This machine and its software, in a sentence."
     here = surroundings()
@@ -138,23 +151,38 @@ def shown_table(
     rows: Iterable[dict],  # from `row` and `row_of`
 ) -> pd.DataFrame:  # of text
     "The rows as they are read."
-    return pd.DataFrame([{"stage": r["stage"], "against": r["against"], "ratio": f"{r['ratio']:.4g}", "lowest to highest": f"{r['low']:.3g} to {r['high']:.3g}",
+    return pd.DataFrame([{"stage": r["stage"], "against": r["against"], "ratio": f"{r['ratio']:.4g}", "lowest to highest": f"{r['low']:.4g} to {r['high']:.4g}",
                           "goal": r["goal"], "met": met(r["goal"], r["ratio"]), "took": r["amount"], "the other": r["other"], "rounds": r["rounds"],
-                          "rate": r["rate"]} for r in rows])
+                          "rate": r["rate"], "others": "" if r["others"] is None else f"{r['others']:.0%}"} for r in rows])
 
-# %% ../nbs/60_bench.ipynb #ca552f51
+# %% ../nbs/60_bench.ipynb #e979a6ab
+def bench_text(
+    rows: Sequence[dict],
+    left_out: Mapping[str, str],  # what was not measured, and why
+    notes: str,  # Markdown that stands below the table
+) -> str:  # Markdown
+    "All that was measured, and where."
+    missing = "".join(f"- {plain(what)}: {plain(why)}\n" for what, why in left_out.items())
+    return "\n\n".join(filter(None, [
+        "**How fast: each stage against the plain way**",
+        f"Measured on {plain(machine())}",
+        "A ratio is the median of the rounds': at least 2 asks for twice as fast, at most 2 for no more than twice as long or as much. "
+        "`others` is the share of the cores that other processes took meanwhile.",
+        to_markdown(shown_table(rows)).strip(),
+        f"Left out:\n\n{missing}".strip() if missing else "",
+        notes.strip()])) + "\n"
+
+
 def write_bench(
     rows: Sequence[dict],
     out: str | Path,  # the folder that gets bench.csv, bench.md, bench.png
-    left_out: Mapping[str, str],  # what was not measured, and why
-    notes: str = "",  # Markdown that stands below the table
+    left_out: Mapping[str, str],
+    notes: str = "",
 ) -> None:
-    "Write table and picture, whole."
+    "Write table, text and picture, whole."
     out = Path(out)
     write_csv(out/"bench.csv", pd.DataFrame(rows)[["stage", "against", "ratio", "goal"]].round(4))
-    missing = "".join(f"- {plain(what)}: {plain(why)}\n" for what, why in left_out.items())
-    text = [f"Measured on {plain(machine())}", to_markdown(shown_table(rows)).strip(), f"Left out:\n\n{missing}".strip() if left_out else "", notes.strip()]
-    write_text(out/"bench.md", "\n\n".join(filter(None, ["**How fast: each stage against the plain way**", *text])) + "\n")
+    write_text(out/"bench.md", bench_text(rows, left_out, notes))
     save_figure(plot_bench(rows).figure, out/"bench", formats=["png"])
 
 # %% ../nbs/60_bench.ipynb #60bed65a
