@@ -203,7 +203,7 @@ def _share(
     with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list((pool.map if threads > 1 else map)(train, [seeds[i::threads] for i in range(threads)]))
 
-# %% ../nbs/30_mlp.ipynb #ecfa711b
+# %% ../nbs/30_mlp.ipynb #98c60ebe
 def fit_seeds(
     X: np.ndarray,  # (n, dim) float32 training vectors; (s, n, dim) where every seed has its own
     y: np.ndarray,  # (n,) int labels from 0 to classes - 1
@@ -221,8 +221,9 @@ def fit_seeds(
     patience: int | None = 15,  # epochs without a strict rise of validation top-1; None: always max_epochs, validation is not looked at
     device: str = "cpu",
 ) -> list[Fit]:  # one a seed
-    "Train; the weights of the best validation epoch are kept, or the last ones where there is no patience. Raises `ValueError` for fewer than two videos."
+    "Train; the best validation epoch's weights are kept, without patience the last ones. Raises `ValueError` for fewer than two videos, or as small a batch."
     if X.shape[-2] < 2: raise ValueError(f"{X.shape[-2]} training videos; at least 2 are needed")
+    if batch_size < 2: raise ValueError(f"batch_size {batch_size}: BatchNorm needs at least 2 videos")
     stopping = patience is not None and X_val is not None and X_val.shape[-2] > 0
     labels = lambda a: torch.as_tensor(a, dtype=torch.int64, device=device)
     each = lambda a: torch.as_tensor(a, dtype=torch.float32, device=device).expand(len(seeds), -1, -1)
