@@ -370,7 +370,7 @@ def embed(
 # %% ../nbs/11_backbone.ipynb #5de98136
 class Embeddings:
     "The contract of all three features, for a network: subclasses add `name`, `looks_at`, `times` and `units`."
-    version = 1
+    version = 2
 
     def __init__(self, backbone: Backbone):
         kind = "clips" if backbone.clips else "frames"

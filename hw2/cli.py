@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'NotebookError', 'execute', 'Commands', 'app', 'value_of', 'outlook', 'minutes', 'run', 'form_of',
-           'params_text', 'init', 'predict_clips', 'publish_run']
+           'params_text', 'init', 'predict_clips', 'see_doctor', 'check_submission_file', 'publish_run']
 
 # %% ../nbs/90_cli.ipynb #04d761ab
 import os
@@ -20,12 +20,16 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
-from .core import ROOT, write_text
-from .data import DataError, parts, read_dataset
+from .core import ROOT, beside, write_csv, write_text
+from .data import parts, read_dataset
+from .doctor import counts, examine, findings
 from .extract import dataset_of, lacking, local_parts, stores_of
+from .labels import DataError
 from .page import publish, write_html
 from .prepare import worker_pool
 from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_params
+from .submission import check_submission
+from .tables import visible
 from .train import predict
 from .video import VideoError
 
@@ -45,8 +49,9 @@ def execute(
     "Run one notebook with papermill under a progress bar; raises `NotebookError` at the first error."
     if sys.stderr.isatty(): os.environ["HW2_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger would warn of Python's frozen modules
+    unfinished = beside(output)
     try:
-        papermill.execute_notebook(str(notebook), str(output), params, kernel_name="python3",
+        papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
                                    progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": "ipykernel" in sys.modules},
                                    config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"],
                                    shutdown_kernel="immediate")  # a polite end waits for multiprocessing's helper process and may complain of it
@@ -55,6 +60,8 @@ def execute(
         raise NotebookError(f"{notebook.name} stopped in cell {e.cell_index + 1}: {e.ename}: {e.evalue}\n  cell: {first}\n  executed copy: {output}") from e
     except DeadKernelError as e:
         raise NotebookError(f"{notebook.name}: its process died, most likely for lack of memory; executed copy: {output}") from e
+    finally:
+        if unfinished.exists(): os.replace(unfinished, output)
     return output
 
 # %% ../nbs/90_cli.ipynb #12e5bbe5
@@ -182,7 +189,34 @@ def predict_clips(clips, name):
     click.echo(told.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}"))
     if (told["error"] != "").any(): raise click.exceptions.Exit(1)
 
+# %% ../nbs/90_cli.ipynb #5ff5516d
+@app.command("doctor")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--group", help="A folder for every class: the pattern that takes the group out of a file's name.")
+@click.option("--csv", "file", type=click.Path(path_type=Path), help="Write the findings to FILE.")
+def see_doctor(data, group, file):
+    "Look through DATA before hours are spent on it; exit status 1 if something must be fixed."
+    form = form_of(data)
+    examined = examine(read_dataset(data, form, group if form == "folders" else None))
+    found = findings(examined)
+    if file: write_csv(file, found)
+    click.echo(counts(examined).rename(index=visible).to_string() + "\n")
+    if len(found): click.echo(found.map(visible).to_string(index=False, justify="left") + "\n")
+    n = found["level"].value_counts()
+    click.echo(f"{n.get('fix', 0)} to fix, {n.get('look', 0)} to look at")
+    if n.get("fix", 0): raise click.exceptions.Exit(1)
 
+
+@app.command("check-submission")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="The course's folder: its template, and labels to score with.")
+def check_submission_file(file, data):
+    "Check FILE against the template: header, every id once and in order, class indices; score it where labels are known."
+    told = check_submission(file, data)
+    score = f"; top-1 {told['top1']:.4f} ({told['right']} of {told['labelled']} right)" if "top1" in told else "; its labels are not known here"
+    click.echo(f"{file}: {told['n']} rows, as the template has them{score}")
+
+# %% ../nbs/90_cli.ipynb #4acdfce7
 @app.command("publish")
 @click.argument("name")
 def publish_run(name):

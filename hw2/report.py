@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'read_result', 'read_metrics', 'read_stages', 'called', 'run_matrix', 'captions',
-           'stats', 'published_matrix', 'published_top1', 'split_sizes', 'majority', 'summary', 'intervals',
-           'seed_spread', 'reversals', 'timings', 'reached', 'told', 'worth_of_nearness', 'notes', 'write_feature',
-           'write_summary']
+           'stats', 'published_matrix', 'published_top1', 'split_sizes', 'not_counted', 'filled_in', 'majority',
+           'summary', 'intervals', 'seed_spread', 'reversals', 'timings', 'reached', 'told', 'worth_of_nearness',
+           'notes', 'write_feature', 'write_summary']
 
 # %% ../nbs/40_report.ipynb #f29bd263
 import json
@@ -22,6 +22,7 @@ from .demo import REVERSALS
 from .figures import plot_confusion, plot_curves, plot_mlp, plot_reversals, save_figure
 from .metrics import confusion, interval, per_class
 from .run import feature_name, run_params, untrained
+from .submission import majority_class
 from .tables import plain, write_table
 
 # %% ../nbs/40_report.ipynb #ea73c634
@@ -123,6 +124,46 @@ def split_sizes(
     cells = [[len(d), int(sizes[s].sum()), int(sizes[s].min()), int(sizes[s].max())] for s, d in each.items()]
     return pd.DataFrame(cells, columns=["videos", "labelled", "smallest class", "largest class"], index=pd.Index(each, name="split"))
 
+# %% ../nbs/40_report.ipynb #19d36c4f
+def not_counted(
+    run: str | Path,
+    feature: str | None = None,  # None: of all features, for a table of all
+) -> str:  # Markdown, nothing where every video could be read
+    "How many videos could not be read, and what top-1 would be if they counted as wrong."
+    lost = read_result(Path(run)/"skipped.csv")["id"].dropna()
+    rows = read_manifest(Path(run)/"manifest.csv")
+    says = []
+    for split, kind in (("train", "training"), ("val", "held-out" if run_params(run)["folds"] else "validation"), ("test", "test")):
+        here = rows[rows["split"] == split]
+        gone = here["id"].isin(lost)
+        if not (n := int(gone.sum())): continue
+        worst = {f: np.trace(C) / (C.sum() + m) for f in ([feature] if feature else read_metrics(run))
+                 for C, m in [(run_matrix(run, f, split), int((gone & here["label"].notna()).sum()))] if C.sum() and m}
+        told = ", ".join(f"{v:.4f}" if feature else f"{called(run, f)} {v:.4f}" for f, v in worst.items())
+        says.append(f"{n:,} of {len(here):,} {kind} videos could not be read and {'are' if n > 1 else 'is'} not counted"
+                    + (f"; counted as wrong, {'they' if n > 1 else 'it'} would make top-1 {told}." if told else "."))
+    return " ".join(says)
+
+
+def _listed(
+    names: Sequence[str],
+    most: int = 15,
+) -> str:
+    "The names in a row, escaped; of many only the first."
+    shown = [plain(n) for n in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+
+
+def filled_in(
+    run: str | Path,
+) -> str:  # Markdown, nothing where every test video could be read
+    "Which rows of the submissions hold the majority class because their videos could not be read."
+    rows = read_manifest(Path(run)/"manifest.csv")
+    lost = rows[(rows["split"] == "test") & rows["id"].isin(read_result(Path(run)/"skipped.csv")["id"])]["id"]
+    if not len(lost): return ""
+    name = read_classes(Path(run)/"classes.csv")[majority_class(rows)]
+    return f"In the submissions these test videos have the most frequent class, {plain(name)}, because they could not be read: {_listed(lost.tolist())}."
+
 # %% ../nbs/40_report.ipynb #d0372fad
 def majority(
     run: str | Path,
@@ -206,15 +247,6 @@ def timings(
     return pd.DataFrame(rows, columns=["stage", "seconds", "of which fitting", "peak memory (GB)", "original report (s)"])
 
 # %% ../nbs/40_report.ipynb #82057a89
-def _listed(
-    names: Sequence[str],
-    most: int = 15,
-) -> str:
-    "The names in a row, escaped; of many only the first."
-    shown = [plain(n) for n in names[:most]]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
-
-
 def _means(
     spread: pd.DataFrame,  # rows of `seed_spread`
 ) -> str:
@@ -301,7 +333,7 @@ def write_feature(
     "Write the feature's confusion matrix, statistics and learning curves into the run's `figures/`."
     figures, (title, top1) = Path(run)/"figures", captions(run, feature)
     save_figure(plot_confusion(run_matrix(run, feature), read_classes(Path(run)/"classes.csv"), f"{title} · {top1}").figure, figures/f"confusion_{feature}")
-    write_table(stats(run, feature), figures/f"stats_{feature}", f"{title} · {top1}")
+    write_table(stats(run, feature), figures/f"stats_{feature}", f"{title} · {top1}", not_counted(run, feature))
     save_figure(plot_curves(read_result(Path(run)/feature/"history.csv"), called(run, feature))[0].figure, figures/f"curves_{feature}", formats=["png"])
 
 
@@ -310,7 +342,7 @@ def write_summary(
 ) -> None:
     "Write the summary table, the model's figure and, where there are such pairs, that of time's direction into the run's `figures/`."
     figures, p = Path(run)/"figures", run_params(run)
-    write_table(summary(run), figures/"summary", "Top-1 of every feature, beside the report's")
+    write_table(summary(run), figures/"summary", "Top-1 of every feature, beside the report's", not_counted(run))
     dims = {called(run, f): m["dim"] for f, m in read_metrics(run).items()}
     save_figure(plot_mlp(dims, p["hidden"], len(read_classes(Path(run)/"classes.csv")), p["dropout"]).figure, figures/"model", formats=["png"])
     if len(pairs := reversals(run)): save_figure(plot_reversals(pairs).figure, figures/"time_reversal", formats=["png"])

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from .core import ROOT, write_json, write_text
+from .core import ROOT, sweep, write_json, write_text
 
 # %% ../nbs/05_run.ipynb #80d06b77
 class ParameterError(ValueError):
@@ -175,7 +175,9 @@ def open_run(
     "Make or re-enter a run's folder; raises `RunError` where it holds other parameters."
     if not name or Path(name).name != name or name.startswith(".") or name == "cache": raise RunError(f"{name!r} cannot name a run")
     run = Path(runs)/name
-    if (run/"params.yaml").exists(): run_params(run, params)
+    if (run/"params.yaml").exists():
+        run_params(run, params)
+        sweep(run)
     else: write_text(run/"params.yaml", yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
     return run
 

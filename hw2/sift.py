@@ -19,7 +19,7 @@ from .video import frame_times, pool_units
 # %% ../nbs/10_sift.ipynb #c1fc185b
 class Descriptors:
     "SIFT of every chosen frame. The contract of all three features: when to look, what to make of a frame, what of a batch."
-    name, version = "sift", 1
+    name, version = "sift", 2
     unit_batch = 64  # frames handed to `units` at a time
 
     def __init__(self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Part', 'inner_split', 'poolers_of', 'state_of', 'fit_part', 'logistic', 'Result', 'train_feature', 'together',
-           'top1s', 'measure', 'predictions_of', 'save_result', 'submission', 'classifiers', 'predict']
+           'top1s', 'measure', 'predictions_of', 'save_result', 'classifiers', 'predict']
 
 # %% ../nbs/33_train.ipynb #7129b018
 import json
@@ -129,6 +129,7 @@ def train_feature(
 ) -> Result:
     "Train every part with every seed; raises `DataError` where a class has no usable training video."
     usable = np.array([u.units is not None for u in units])
+    skipped = {s: int(((manifest["split"] == s) & ~usable).sum()) for s in ("train", "val", "test")}
     manifest, arrays = manifest[usable].reset_index(drop=True), [u.units for u in units if u.units is not None]
     todo = parts(manifest, classes)
     fitted = [fit_part(feature, arrays, manifest, classes, part, params) for part in progress(todo, f"training {feature}", unit="part")]
@@ -139,7 +140,7 @@ def train_feature(
     history = history[["seed", "fold", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]].astype({"fold": "Int64"})
     metrics = measure(manifest, p, classes) | {
         "epochs": round(float(np.mean([len(done.history) for _, done in first]))), "dim": X.shape[1],
-        "untrained": untrained(params, feature), "skipped": int((~usable).sum()),
+        "untrained": untrained(params, feature), "skipped": skipped,
         "logistic_regression": top1s(manifest, guess),
         "seeds": [{"seed": s} | top1s(manifest, together(manifest, done)[0].argmax(1)) for s, done in by_seed.items()]}
     state = {f"{done.name}.{k}": v for _, done in first for k, v in done.state.items()}
@@ -211,16 +212,6 @@ def save_result(
     file = run/"metrics.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     write_json(file, {f: (known | {feature: result.metrics})[f] for f in run_params(run)["features"] if f in known or f == feature})
-
-
-def submission(
-    manifest: pd.DataFrame,  # all rows, also those that could not be read
-    predictions: pd.DataFrame,
-) -> pd.DataFrame:  # Id, Category: every test row in the template's order
-    "The file to hand in; a test video that could not be read gets the most frequent training class."
-    test = manifest[manifest["split"] == "test"]
-    majority = manifest.loc[manifest["split"] != "test", "label"].mode()[0]
-    return pd.DataFrame({"Id": test["id"], "Category": test["id"].map(predictions.set_index("id")["pred"]).fillna(majority).astype(int)})
 
 # %% ../nbs/33_train.ipynb #b6e0afac
 def classifiers(
