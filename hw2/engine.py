@@ -73,11 +73,12 @@ class _PerThread:
 
 class _Built:
     "A function that is built from the module when the first batch is known."
-    def __init__(self, module: nn.Module, build: Callable):
-        self.module, self.build, self.function, self.shape, self.lock = module, build, None, None, threading.Lock()
+    building = threading.Lock()  # one for all: torch traces one module at a time
+
+    def __init__(self, module: nn.Module, build: Callable): self.module, self.build, self.function, self.shape = module, build, None, None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        with self.lock:
+        with self.building:
             if self.function is None: self.function, self.shape = self.build(self.module, x), x.shape
         if x.shape != self.shape: raise EngineError(f"built for batches of {tuple(self.shape)}, not {tuple(x.shape)}")
         return self.function(x)

@@ -127,6 +127,6 @@ def load(
     file = Path(run)/feature/"vectors.parquet"
     if not file.is_file(): raise FileNotFoundError(f"{file}: not there; train {feature} in this run first")
     table = pq.read_table(file)
-    X = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    X = np.array(table["vector"].combine_chunks().flatten()).reshape(len(table), -1)
     rows = read_manifest(Path(run)/"manifest.csv").set_index("id", drop=False).loc[table["id"].to_pylist()].reset_index(drop=True)
     return X, rows["label"].fillna(-1).to_numpy(np.int64), rows

@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from .core import whole
 
@@ -175,26 +176,33 @@ def shown(
 def decode(
     video: Video,
     positions: np.ndarray,  # int positions in `video.times`, any order, repeats allowed
-    threads: int = 1,  # decoder threads; 1 where every core has a process of its own
 ) -> Iterator[tuple[int, np.ndarray]]:  # (position, (h, w, 3) uint8 RGB), rising
     "Decode once and yield each wanted frame once, upright; raises `VideoError` where one cannot be had undamaged."
     wanted = sorted({int(p) for p in np.ravel(positions)})
     by_pts = None if video.pts is None else {int(video.pts[p]): p for p in wanted}
     left = set(wanted)
     with _opened(video.path) as (container, stream):
-        stream.codec_context.thread_count, stream.thread_type = threads, "AUTO"
-        for i, frame in enumerate(container.decode(stream)):
+        codec, to_rgb = stream.codec_context, VideoReformatter()
+        codec.thread_count = 1  # the workers are the parallelism
+        for i, frame in enumerate(_decoded(container.demux(stream), codec, by_pts)):
             position = by_pts.get(frame.pts) if by_pts is not None else i
             if position not in left or frame.is_corrupt: continue
-            yield position, _upright(frame)
+            yield position, _upright(frame, to_rgb)
             left.discard(position)
             if not left: return
     if left: raise VideoError(video.path, f"damaged: {len(left)} of {len(wanted)} frames could not be decoded")
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def _decoded(packets, codec, by_pts) -> Iterator[av.VideoFrame]:
+    "The packets' frames; unwanted ones that no other frame refers to are not decoded."
+    for packet in packets:
+        if by_pts is not None: codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in by_pts else "NONREF"
+        yield from packet.decode()
+
+
+def _upright(frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
     "(h, w, 3) uint8 RGB with the container's rotation applied."
-    rgb = frame.to_ndarray(format="rgb24")
+    rgb = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90))) if frame.rotation else rgb
 
 # %% ../nbs/01_video.ipynb #aa65c078
