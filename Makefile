@@ -1,15 +1,16 @@
-# make report | test | lab | bench: each makes .venv first when it is missing or the pins changed
+# make report | test | soak | lab | bench: each makes .venv first when it is missing or the pins changed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
 SHELL := /bin/bash
 TIMED = start=$$SECONDS; trap 'echo "$(notdir $@): $$((SECONDS - start)) s"' EXIT
 
-.PHONY: help report test lab bench clean
+.PHONY: help report test soak lab bench clean
 
 help:
 	@echo "make report   draw the demo set, extract, train, report: runs/demo/report.html and figures/"
 	@echo "make test     notebooks, export, experiments, oracles, faults"
+	@echo "make soak     30 kills of a run and 500 mutated videos, where make test has a few"
 	@echo "make lab      JupyterLab on the notebooks"
 	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
 	@echo "make clean    remove .venv and all runs"
@@ -27,6 +28,9 @@ report: $(STAMP)
 
 test: $(STAMP)
 	@$(TIMED); $(BIN)/python -m pytest
+
+soak: $(STAMP)
+	@$(TIMED); $(BIN)/python -m pytest --soak -m soak
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs

@@ -15,7 +15,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import psutil
-import torch
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 
 from .core import progress, write_csv, write_text
@@ -143,7 +142,7 @@ def machine() -> str:
     "This machine and its software, in a sentence."
     here = surroundings()
     versions = ", ".join(f"{name} {v}" for name, v in here["versions"].items() if name in {"torch", "torchvision", "scikit-learn", "opencv-python", "av"})
-    return (f"{here['cores']} cores ({torch.backends.cpu.get_cpu_capability()}), {here['memory_gb']} GB of memory, {here['system']}, Python {here['python']}, "
+    return (f"{here['cores']} cores ({here['instructions']['torch']}), {here['memory_gb']} GB of memory, {here['system']}, Python {here['python']}, "
             f"{versions}; hw2 at {here['git']}.")
 
 

@@ -12,7 +12,6 @@ import multiprocessing
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -224,10 +223,7 @@ def _parts(todo: list, root: Path, stores: dict, params: dict) -> Iterator[tuple
         yield from cluster_parts(todo, root, stores, params)
         return
     for f in {f for _, features in todo for f in features}: stores[f][0].ready()
-    try:
-        with worker_pool(params) as pool: yield from local_parts(todo, root, {f: e for f, (e, _) in stores.items()}, pool)
-    except BrokenProcessPool as e:
-        raise RuntimeError("the worker processes could not go on. Finished parts are kept: run again under another name with fewer `workers`") from e
+    with worker_pool(params) as workers: yield from local_parts(todo, root, {f: e for f, (e, _) in stores.items()}, workers)
 
 # %% ../nbs/21_extract.ipynb #67efb052
 def _keep(videos: pd.DataFrame, part: dict[str, list[Units]], root: Path, stores: dict) -> None:

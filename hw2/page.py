@@ -82,7 +82,7 @@ def publish(
 ) -> None:
     "Copy the run's figures and tables, whole, and bring the README's results up to date."
     update_readme(readme, results_block(run))  # first: it checks the README before anything is changed
-    for p in sorted((Path(run)/"figures").iterdir()):
+    for p in sorted((Path(run)/"figures").glob("[!.]*")):  # no temporary file of a run that was killed
         with whole(Path(figures)/p.name) as tmp: shutil.copyfile(p, tmp)
 
 # %% ../nbs/42_page.ipynb #ae7ade29

@@ -13,6 +13,16 @@ from hw2.demo import draw_set
 DEMO = ROOT/"nbs/experiments/params/demo.yaml"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="500 mutated videos and 30 kills in place of a few: `make soak`")
+
+
+@pytest.fixture(scope="session")
+def soak(request) -> bool:
+    "Whether the long form is asked for."
+    return request.config.getoption("--soak")
+
+
 @dataclass
 class Run:
     "A finished run of the tiny demo set."

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,145 +13,21 @@ from safetensors.torch import save_file
 from hw2.backbone import Backbone, WeightsError, build, download, embed, load_weights
 from hw2.cli import app
 from hw2.core import ROOT, pick_device
-from hw2.data import DataError, from_course, from_csv, from_folders, parts, read_dataset, split_manifest
 from hw2.extract import dataset_of, extract, stores_of
 from hw2.run import ParameterError, RunError, check_params, open_run, read_params
 from hw2.sift import BagOfWords
 from hw2.store import read_units
-from hw2.train import predict, submission, train_feature
+from hw2.submission import submission
+from hw2.train import predict, train_feature
 from hw2.video import VideoError, probe
 
 MINI = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu", "cnn_backbone": "convnext_mini", "cnn_weights": "random"}
 
 
-def course(root: Path, **tables: str) -> Path:
-    "A course folder with two videos a class; `tables` replace its label files, None leaves one out."
-    (root/"labels").mkdir(parents=True)
-    (root/"videos").mkdir()
-    for i in range(5): (root/f"videos/v{i}.mp4").write_bytes(b"not looked at")
-    good = {"cls_map": "Label,Category\n0,cat\n1,dog\n", "train_val": "Id,Category\nv0,0\nv1,0\nv2,1\nv3,1\n", "test_for_students": "Id,Category\nv4,\n"}
-    for name, text in (good | tables).items():
-        if text is not None: (root/f"labels/{name}.csv").write_text(text)
-    return root
-
-
-def table(folder: Path, text: str) -> Path:
-    "A file `table.csv`."
-    (folder/"table.csv").write_text(text)
-    return folder/"table.csv"
-
-
-def test_the_course_folder_that_the_others_spoil_is_good(tmp_path):
-    dataset = from_course(course(tmp_path/"c"))
-    assert dataset.classes == ["cat", "dog"] and len(dataset.manifest) == 5 and dataset.strays == []
-
-
-# Labels
-
-
-@pytest.mark.parametrize("form, name", [("folders", "nowhere"), ("course", "nowhere/videos"), ("csv", "nowhere")])
-def test_missing_folder_or_table(form, name, tmp_path):
-    with pytest.raises(DataError, match=f"{name}: no such"): read_dataset(tmp_path/"nowhere", form)
-
-
-@pytest.mark.parametrize("name", ["cls_map", "train_val", "test_for_students"])
-def test_missing_label_file(name, tmp_path):
-    with pytest.raises(DataError, match=f"{name}.csv: no such file"): from_course(course(tmp_path/"c", **{name: None}))
-
-
-@pytest.mark.parametrize("name, text, words", [
-    ("train_val", "Name,Category\nv0,0\n", "train_val.csv: no column Id; it has 'Name', 'Category'"),
-    ("train_val", "Id\nv0\n", "train_val.csv: no column Category"),
-    ("test_for_students", "Id;Category\nv4;\n", "test_for_students.csv: no column Id, Category"),
-    ("cls_map", "Label,Name\n0,cat\n", "cls_map.csv: no column Category"),
-    ("cls_map", "Label,Category\nzero,cat\n1,dog\n", "cls_map.csv, line 2: 'zero' is no class index"),
-    ("cls_map", "Label,Category\n0,cat\n2,dog\n", "cls_map.csv: class indices must be 0 to 1"),
-    ("cls_map", "Label,Category\n0,cat\n1,cat\n", "cls_map.csv: Category 'cat' stands in lines 2, 3"),
-    ("train_val", "", "train_val.csv: not a CSV file"),
-    ("train_val", "Id,Category\nv0,0\nv1,0,0,0\n", "train_val.csv: not a CSV file"),
-    ("train_val", "Id,Category\nv0,0\nv1,0\nv2,cow\n", "train_val.csv, line 4: unknown label 'cow'; known: 0 to 1, cat, dog"),
-    ("train_val", "Id,Category\nv0,0\nv1,2\n", "train_val.csv, line 3: unknown label '2'"),
-    ("train_val", "Id,Category\nv0,0\nv1,\n", "train_val.csv, line 3: unknown label ''"),
-    ("train_val", "Id,Category\nv0,0\nv1,0\nv0,1\n", "train_val.csv: Id 'v0' stands in lines 2, 4"),
-    ("test_for_students", "Id,Category\nv4,\nv1,\n", "train_val.csv with test_for_students.csv: Id 'v1' stands"),
-    ("train_val", "Id,Category\n../v0,0\n", "id '../v0' cannot be a file name"),
-    ("test_labels", "Id,Category\nv9,0\n", "test_labels.csv, line 2: unknown id 'v9'"),
-    ("split", "Id,Split\nv0,training\n", "split.csv, line 2: unknown split 'training'"),
-])
-def test_wrong_label_files(name, text, words, tmp_path):
-    with pytest.raises(DataError) as error: from_course(course(tmp_path/"c", **{name: text}))
-    assert words in str(error.value)
-
-
-@pytest.mark.parametrize("text, words", [
-    ("file,label\na.mp4,x\n", "table.csv: no column path"),
-    ("path\na.mp4\n", "table.csv: no column label"),
-    ("path,label\na.mp4,x\nb.mp4,y\na.mp4,y\n", "table.csv: path 'a.mp4' stands in lines 2, 4"),
-    ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "table.csv, line 3: unknown split 'dev'"),
-])
-def test_wrong_table(text, words, tmp_path):
-    with pytest.raises(DataError) as error: from_csv(table(tmp_path, text))
-    assert words in str(error.value)
-
-
-def test_fewer_than_two_classes(tmp_path):
-    (tmp_path/"set/only").mkdir(parents=True)
-    with pytest.raises(DataError, match="set: 1 class; at least two"): read_dataset(tmp_path/"set", "folders")
-    with pytest.raises(DataError, match="table.csv: 1 class; at least two"): read_dataset(table(tmp_path, "path,label\na.mp4,x\nb.mp4,x\n"), "csv")
-
-
-def test_a_class_without_a_training_video(tmp_path):
-    dataset = read_dataset(table(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,val\n"), "csv")
-    with pytest.raises(DataError, match="no training video for class y"): parts(split_manifest(dataset.manifest), dataset.classes)
-    dataset = read_dataset(table(tmp_path, "path,label,group\na.mp4,x,1\nb.mp4,x,2\nc.mp4,y,1\n"), "csv")
-    with pytest.raises(DataError, match="no training video in fold 0 for class y"): parts(split_manifest(dataset.manifest, folds="group"), dataset.classes)
-
-
-@pytest.mark.parametrize("folds, words", [("group", "at least two groups"), (3, "smallest class has 2 videos")])
-def test_folds_that_cannot_be_made(folds, words, tmp_path):
-    dataset = from_course(course(tmp_path/"c"))
-    with pytest.raises(DataError, match=words): split_manifest(dataset.manifest, folds=folds)
-
-
-def test_a_file_name_without_its_group(tmp_path):
-    (tmp_path/"a").mkdir()
-    (tmp_path/"a/clip.mp4").touch()
-    with pytest.raises(DataError, match=r"clip.mp4: the group pattern '\^\(\.\+\)_' finds nothing"): from_folders(tmp_path, "^(.+)_")
-
-
-def test_a_split_for_some_videos_only(tmp_path):
-    dataset = read_dataset(table(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,val\n"), "csv")
-    dataset.manifest.loc[1, "split"] = ""
-    with pytest.raises(DataError, match="b.mp4: no split given"): split_manifest(dataset.manifest)
-
-
 # Videos
 
 
-BAD = {"absent": "no such file", "empty": "empty file (0 bytes)", "text": "Invalid data", "half": "Invalid data", "front": "truncated: ",
-       "sound": "no video stream", "still": "no frames", "folder": "a folder, not a file"}
-
-
-def spoil(videos: Path, good: Path) -> None:
-    "A bad video of every kind but the absent one, some of them made from a good one."
-    (videos/"empty.mp4").touch()
-    (videos/"folder.mp4").mkdir()
-    (videos/"text.mp4").write_text("this is not a video\n" * 50)
-    (videos/"half.mp4").write_bytes(good.read_bytes()[:good.stat().st_size // 2])
-    with av.open(str(good)) as source, av.open(str(videos/"front.mp4"), "w", options={"movflags": "faststart"}) as out:  # the index before the frames
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size: packet.stream = stream; out.mux(packet)
-    with open(videos/"front.mp4", "r+b") as f: f.truncate((videos/"front.mp4").stat().st_size * 2 // 3)
-    with av.open(str(videos/"sound.mp4"), "w") as out:
-        stream = out.add_stream("aac", rate=8000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        sound.rate = 8000
-        out.mux([*stream.encode(sound), *stream.encode()])
-    with av.open(str(videos/"still.mp4"), "w", options={"movflags": "empty_moov"}) as out:
-        stream = out.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        out.start_encoding()
+BAD = {"absent": "no such file", "empty": "empty file (0 bytes)", "text": "Invalid data", "half": "Invalid data", "folder": "a folder, not a file"}
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +36,18 @@ def spoiled(tiny_demo, tmp_path_factory):
     root, labels = tmp_path_factory.mktemp("spoiled"), pd.read_csv(tiny_demo/"labels/train_val.csv")
     good = [(id, label) for label, k in [("ball", 0), ("swing", 3)] for id in labels["Id"][labels["Category"] == k]]  # six each
     split = ["val" if i % 6 == 5 else "train" for i in range(len(good))]
-    course(root/"c", cls_map="Label,Category\n0,ball\n1,swing\n", test_for_students="Id,Category\ntest_good,\ntest_bad,\ntest_gone,\n",
-           train_val="\n".join(["Id,Category", *(f"{id},{label}" for id, label in good), *(f"{id},ball" for id in BAD)]),
-           split="\n".join(["Id,Split", *(f"{id},{s}" for (id, _), s in zip(good, split)), *(f"{id},train" for id in BAD)]))
+    tables = {"cls_map": "Label,Category\n0,ball\n1,swing\n", "test_for_students": "Id,Category\ntest_good,\ntest_bad,\ntest_gone,\n",
+              "train_val": "\n".join(["Id,Category", *(f"{id},{label}" for id, label in good), *(f"{id},ball" for id in BAD)]),
+              "split": "\n".join(["Id,Split", *(f"{id},{s}" for (id, _), s in zip(good, split)), *(f"{id},train" for id in BAD)])}
     videos, first = root/"c/videos", tiny_demo/f"videos/{good[0][0]}.mp4"
-    for p in videos.iterdir(): p.unlink()
+    for folder in (videos, root/"c/labels"): folder.mkdir(parents=True)
+    for name, text in tables.items(): (root/f"c/labels/{name}.csv").write_text(text)
     for id, _ in good: shutil.copy(tiny_demo/f"videos/{id}.mp4", videos)
     for name in ["test_good", "stray"]: shutil.copy(first, videos/f"{name}.mp4")
-    spoil(videos, first)
+    (videos/"empty.mp4").touch()
+    (videos/"folder.mp4").mkdir()
+    (videos/"text.mp4").write_text("this is not a video\n" * 50)
+    (videos/"half.mp4").write_bytes(first.read_bytes()[:first.stat().st_size // 2])
     shutil.copy(videos/"text.mp4", videos/"test_bad.mp4")
     params = check_params(MINI | {"data": str(root/"c"), "cache": str(root/"cache")})
     dataset = dataset_of(params)
@@ -196,7 +75,7 @@ def test_bad_videos_are_counted_and_left_out(spoiled):
     units = read_units(stores_of(params)["sift"][1], dataset.manifest)
     assert [i for i, u in zip(dataset.manifest["id"], units) if u.units is None] == [*BAD, "test_bad", "test_gone"]
     result = train_feature("sift", units, dataset.manifest, dataset.classes, params)
-    assert result.metrics["skipped"] == len(BAD) + 2 and len(result.X) == 13 and result.X.any(1).all()
+    assert result.metrics["skipped"] == {"train": len(BAD), "val": 0, "test": 2} and len(result.X) == 13 and result.X.any(1).all()
     assert result.predictions["id"].tolist()[-1] == "test_good" and len(result.predictions) == 3
     handed_in = submission(dataset.manifest, result.predictions)
     assert handed_in["Id"].tolist() == ["test_good", "test_bad", "test_gone"] and handed_in["Category"].isin([0, 1]).all()

@@ -92,7 +92,8 @@ def scheduler():
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     dask = [sys.executable, "-m", "dask"]
     started = [subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", address.split(":")[-1], "--no-dashboard"], **silent),
-               subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"], **silent)]
+               subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"], **silent,
+                                env=os.environ | {"DASK_DISTRIBUTED__WORKER__DAEMON": "False"})]
     yield address
     for process in reversed(started):
         for p in [*psutil.Process(process.pid).children(recursive=True), process]: p.kill()
@@ -128,7 +129,7 @@ def test_a_job_that_kills_every_worker_is_told():
 def test_a_scheduler_without_workers_is_told():
     from distributed import LocalCluster
     with LocalCluster(n_workers=0, dashboard_address=None) as cluster:
-        told = f"{cluster.scheduler_address} has no workers; start some with `dask worker {cluster.scheduler_address}"
+        told = f"{cluster.scheduler_address} has no workers; start some with `DASK_DISTRIBUTED__WORKER__DAEMON=False dask worker {cluster.scheduler_address}"
         with pytest.raises(ClusterError, match=told), cluster_client(cluster.scheduler_address, seconds=1): pass
 
 

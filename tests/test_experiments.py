@@ -21,31 +21,17 @@ from safetensors.torch import load_file
 from traitlets.config import Config
 
 from hw2.cli import app
-from hw2.core import ROOT, file_hash
+from hw2.core import ROOT
 from hw2.demo import CLASSES
 from hw2.extract import dataset_of, extract, stores_of
 from hw2.run import PARAMETERS, read_params
 from hw2.store import PART, load, read_units
 from hw2.train import predict, train_feature
 
+from traces import lasting, parts_of, record
+
 EXPERIMENTS = ROOT/"nbs/experiments"
 FEATURES = {"sift": 128, "cnn": 256, "cnn3d": 128}
-VARIES = {"report.html", "run.json", "params.yaml"}  # with the notebooks: what times and paths are written to
-
-
-def lasting(run: Path) -> dict[str, str]:
-    "The files that equal runs leave equal, with a hash of their bytes."
-    return {str(p.relative_to(run)): file_hash(p) for p in sorted(run.rglob("*")) if p.is_file() and p.name not in VARIES and p.suffix != ".ipynb"}
-
-
-def parts_of(cache: Path) -> dict[str, tuple[int, int]]:
-    "The parts of all stores, with what changes when one is written again."
-    return {str(p.relative_to(cache)): (p.stat().st_mtime_ns, p.stat().st_ino) for p in cache.glob("*/part-*.parquet")}
-
-
-def record(run: Path) -> dict:
-    "run.json."
-    return json.loads((run/"run.json").read_text(encoding="utf-8"))
 
 
 def invoke(home: Path, monkeypatch, *arguments):
