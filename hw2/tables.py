@@ -21,7 +21,7 @@ def plain(
 ) -> str:  # one line of Markdown that reads as `text`
     "`text` with everything escaped that Markdown, a table or HTML would take for markup."
     text = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*|\[\]~$])|(?<![^\W_])(_)|(_)(?![^\W_])", lambda m: "\\" + m[0], text)
+    return re.sub(r"([\\`*|\[\]~$]|:(?=//))|(?<![^\W_])(_)|(_)(?![^\W_])", lambda m: "\\" + m[0], text)
 
 # %% ../nbs/39_tables.ipynb #72f6b8e5
 def visible(

@@ -5,14 +5,12 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import papermill
-import psutil
 import pytest
 import torch
 import yaml
@@ -215,7 +213,7 @@ def test_init_writes_parameters_that_run(tiny_run, monkeypatch):
     assert done.exit_code == 1 and "tiny.yaml exists" in done.stderr
 
 
-# Four more runs, two at a time
+# Three more runs, two at a time
 
 
 @pytest.fixture(scope="module")
@@ -233,17 +231,6 @@ def folders(tiny_demo) -> Path:
     return root
 
 
-def kill_and_repeat(arguments: list[str], home: Path, command) -> tuple[dict, subprocess.CompletedProcess]:
-    "Kill every process of a run when its first parts are there, then give the same command again: (the parts at the kill, the second try)."
-    silent = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
-    process = psutil.Popen([sys.executable, "-m", "hw2.cli", *arguments], cwd=home, **silent)
-    until = time.monotonic() + 180
-    while not (kept := parts_of(home/"other")) and process.poll() is None and time.monotonic() < until: time.sleep(0.02)
-    for p in [process, *process.children(recursive=True)]: p.kill()
-    process.wait()
-    return kept, command(*arguments, cwd=home)
-
-
 def papermill_alone(home: Path, params: dict) -> list[subprocess.CompletedProcess]:
     "The three notebooks with the papermill command, into another folder of runs."
     (home/"elsewhere/plain").mkdir(parents=True)
@@ -257,7 +244,7 @@ def papermill_alone(home: Path, params: dict) -> list[subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def later(tiny_run, folders, command):
-    "What the tiny run had left, and futures of four more runs."
+    "What the tiny run had left, and futures of three more runs."
     home, arguments, own = tiny_run.home, tiny_run.arguments, ["-p", "cache", "cache"]
     params = yaml.safe_load((tiny_run.folder/"params.yaml").read_text(encoding="utf-8"))
     held_out = ["-p", "data", "folders", "-p", "form", "folders", "-p", "group", "^([a-z]+)_", "-p", "folds", "group", "-p", "patience", "null",
@@ -265,7 +252,6 @@ def later(tiny_run, folders, command):
     before = {"files": lasting(tiny_run.folder), "parts": parts_of(home/"cache")}
     with ThreadPoolExecutor(2) as pool:
         yield before | {
-            "killed": pool.submit(kill_and_repeat, [*arguments, "-p", "cache", "other", "--name", "killed"], home, command),
             "again": pool.submit(command, *arguments, *own, "--name", "tiny", cwd=home),
             "plain": pool.submit(papermill_alone, home, params | {"features": ["sift"]}),
             "folds": pool.submit(command, *arguments, *own, *held_out, "--name", "folds", cwd=home)}
@@ -278,19 +264,6 @@ def test_a_second_run_reuses_every_feature(tiny_run, later):
     assert parts_of(tiny_run.home/"cache").items() >= later["parts"].items()
     assert record(tiny_run.folder)["stages"]["extract"]["extracted"] == 0
     assert lasting(tiny_run.folder) == later["files"]
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(tiny_run, later):
-    "From an empty cache, under another name."
-    at_the_kill, done = later["killed"].result()
-    assert done.returncode == 0, done.stderr
-    other, run = tiny_run.home/"other", tiny_run.home/"runs/killed"
-    assert 0 < len(at_the_kill) < len(later["parts"])
-    assert at_the_kill.items() <= parts_of(other).items()
-    assert 0 < record(run)["stages"]["extract"]["extracted"] <= 105
-    assert lasting(run) == later["files"]
-    assert set(parts_of(other)) == set(later["parts"])
-    assert [n for n in later["parts"] if not filecmp.cmp(tiny_run.home/"cache"/n, other/n, shallow=False)] == []
 
 
 def test_plain_papermill_does_the_same(tiny_run, later):
