@@ -25,6 +25,7 @@ from tqdm.auto import tqdm as notebook_bar
 
 # %% ../nbs/00_core.ipynb #68574baa
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 # %% ../nbs/00_core.ipynb #da4ca5f2
 ROOT = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path.cwd().parent  # the checkout: nbs/, hw2/, figures/

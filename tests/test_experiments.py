@@ -124,6 +124,7 @@ def test_record(tiny_run):
     assert set(facts["stages"]) == stages
     assert all(s["seconds"] > 0 and 0.1 < s["peak_memory_gb"] < 3 for s in facts["stages"].values())
     assert facts["surroundings"]["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert facts["surroundings"]["instructions"]["torch"] == torch.backends.cpu.get_cpu_capability() and facts["surroundings"]["instructions"]["opencv"]
     assert set(facts["stores"]) == set(FEATURES) and facts["paths"]["data"] == "tiny"
 
 

@@ -14,8 +14,9 @@ import pytest
 from hw2 import prepare
 from hw2.data import Dataset, from_csv, from_folders, hash_contents, split_manifest
 from hw2.extract import extract, stores_of
-from hw2.run import Stage, check_params
+from hw2.run import check_params
 from hw2.store import Units, read_units
+from hw2.trials import fresh
 from hw2.video import VideoError, decode, probe
 
 MINI = {"fps": 2, "clip_fps": 8, "n_clips": 1, "cnn_backbone": "convnext_mini", "cnn_weights": "bundled", "cnn3d_backbone": "r2plus1d_mini",
@@ -284,11 +285,11 @@ def mutations(tiny_demo, tmp_path_factory, soak) -> Path:
 @pytest.mark.soak
 def test_mutated_files_are_read_or_listed(mutations, tmp_path):
     "No crash of the run, no omission, little memory; and a second time the same, from another cache."
-    table = [(p.name, "xy"[i % 2]) for i, p in enumerate(sorted(mutations.glob("[0-9]*.mp4")))]
-    stage = Stage(tmp_path, "mutations")
-    first = extracted(mutations, table, features=["sift", "cnn3d"])
-    assert stage.done()["peak_memory_gb"] < 2
-    again = extracted(mutations, table, features=["sift", "cnn3d"], cache=str(tmp_path/"again"))
+    files = sorted(mutations.glob("[0-9]*.mp4"))
+    table, asked = [(p.name, "xy"[i % 2]) for i, p in enumerate(files)], {"features": ["sift", "cnn3d"]}
+    assert fresh(files, check_params(MINI | asked), tmp_path)["peak_memory_gb"] < 2
+    first = extracted(mutations, table, cache=str(next(tmp_path.glob("*/*/")).parent), **asked)  # read from the store
+    again = extracted(mutations, table, **asked)
     assert len(first[0].manifest) == len(table) and 0 < len(first[1]) < len(table)
     pd.testing.assert_frame_equal(first[1], again[1])
     for feature, units in first[2].items():
