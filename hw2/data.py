@@ -75,6 +75,7 @@ def from_course(
     if not (root/"videos").is_dir(): raise DataError(f"{root/'videos'}: no such folder")
     classes, files = class_map(labels/"cls_map.csv"), [labels/"train_val.csv", labels/"test_for_students.csv"]
     known, template = (read_table(f, ["Id", "Category"]) for f in files)
+    if not len(known): raise DataError(f"{files[0]}: no rows below the header")
     for df, f in zip((known, template), files): unique(df["Id"], f)
     again = template.index[template["Id"].isin(known["Id"])]
     if len(again): raise DataError(f"{files[1]}, line {again[0]}: Id {template['Id'][again[0]]!r} stands in {files[0].name} too")

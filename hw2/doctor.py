@@ -105,8 +105,7 @@ def counts(
     table = pd.crosstab(named, m["split"]).reindex([*classes, *(["(no label)"] if m["label"].isna().any() else [])], fill_value=0)
     table = table.reindex(columns=[s for s in ("train", "val", "test") if s in table])
     table["unreadable"] = pd.Series(examined.errors, m.index).ne("").groupby(named).sum().reindex(table.index, fill_value=0)
-    table.loc["all"] = table.sum()
-    return table.rename_axis(index="class", columns=None)
+    return pd.concat([table, table.sum().to_frame("all").T]).rename_axis(index="class", columns=None)  # a class may have that name, too
 
 # %% ../nbs/41_doctor.ipynb #bbc6edeb
 def unusable(examined: Examined) -> list[tuple]:
@@ -126,7 +125,7 @@ def missing_classes(examined: Examined) -> list[tuple]:
     "Classes without a readable video in a split that has labels."
     m = examined.dataset.manifest.assign(ok=[not error for error in examined.errors])
     known, found = m[m["label"].notna()], []
-    for split in [s for s in ("train", "val", "test") if (known["split"] == s).any()]:
+    for split in ["train", *(s for s in ("val", "test") if (known["split"] == s).any())]:
         there = set(known.loc[(known["split"] == split) & known["ok"], "label"])
         found += [("fix" if split == "train" else "look", "class missing", split, name, "", f"no readable video in {split}")
                   for k, name in enumerate(examined.dataset.classes) if k not in there]

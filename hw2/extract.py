@@ -10,7 +10,7 @@ __all__ = ['dataset_of', 'record_dataset', 'pooler_of', 'extract_part', 'local_p
 import atexit
 import multiprocessing
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
@@ -207,13 +207,17 @@ def extract(
         for done in _parts(todo, dataset.root, stores, params):
             if done is None: yield
             else: _keep(*done, dataset.root, stores)
-            if done and stopping: _stop_at(unreadable(Dataset(dataset.root, done[0], []), {u.content: u.error for u in next(iter(done[1].values()))}))
+            if done and stopping: _stop_at(unreadable(Dataset(dataset.root, done[0], []), _errors(done[1].values())))
 
     for _ in progress(work(), "extracting", sum(len(v) for v, _ in todo), "video"): pass
-    errors = {u.content: u.error for u in read_units(next(iter(stores.values()))[1], dataset.manifest)}
-    skipped = unreadable(dataset, errors)
+    skipped = unreadable(dataset, _errors(read_units(store, dataset.manifest) for _, store in stores.values()))
     if stopping: _stop_at(skipped)
     return pd.concat([skipped, pd.DataFrame([("", p, "no label names this file") for p in dataset.strays], columns=skipped.columns)], ignore_index=True)
+
+
+def _errors(features: Iterable[list[Units]]) -> dict[str, str]:
+    "Why a content could not be read, by any of the features."
+    return {u.content: u.error for units in features for u in units if u.error}
 
 
 def _parts(todo: list, root: Path, stores: dict, params: dict) -> Iterator[tuple[pd.DataFrame, dict[str, list[Units]]] | None]:
@@ -228,8 +232,9 @@ def _parts(todo: list, root: Path, stores: dict, params: dict) -> Iterator[tuple
 # %% ../nbs/21_extract.ipynb #67efb052
 def _keep(videos: pd.DataFrame, part: dict[str, list[Units]], root: Path, stores: dict) -> None:
     "Store a part, feature by feature."
-    for content, path, unit in zip(videos["content"], videos["path"], next(iter(part.values()))):
-        if unit.error and content_of(root/path) != content: raise RuntimeError(f"{root/path} changed or vanished while it was read; run again")
+    errors = _errors(part.values())
+    for content, path in zip(videos["content"], videos["path"]):
+        if content in errors and content_of(root/path) != content: raise RuntimeError(f"{root/path} changed or vanished while it was read; run again")
     for f, units in part.items(): stores[f][1].keep(videos["content"], units)
 
 # %% ../nbs/21_extract.ipynb #21f2d9e2

@@ -28,7 +28,7 @@ def read_table(
     header = rows.pop(next(iter(rows)))
     missing = [c for c in columns if c not in header]
     if missing: raise DataError(f"{path}: no column {', '.join(missing)}; it has {', '.join(map(repr, header))}")
-    if twice := [c for c in columns if header.count(c) > 1]: raise DataError(f"{path}: column {twice[0]} stands twice")
+    if twice := [c for c in header if c and header.count(c) > 1]: raise DataError(f"{path}: column {twice[0]} stands twice")
     for line, row in rows.items():
         if len(row) > len(header): raise DataError(f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}: {row[len(header):]}")
     return pd.DataFrame([row + [""] * (len(header) - len(row)) for row in rows.values()], list(rows), header, dtype=str)
@@ -94,6 +94,7 @@ def class_map(
 ) -> list[str]:  # class names in the order of their indices
     "Read `cls_map.csv`; which column is the index is told by its contents. Raises `DataError`."
     df = read_table(path, ["Label", "Category"])
+    if not len(df): raise DataError(f"{path}: no rows below the header")
     index, name = ("Category", "Label") if df["Category"].str.fullmatch(r"\d+").all() else ("Label", "Category")
     bad = df.index[~df[index].str.fullmatch(r"\d+")]
     if len(bad): raise DataError(f"{path}, line {bad[0]}: {df[index][bad[0]]!r} is no class index")

@@ -141,9 +141,10 @@ def guarded(function: Callable, path: str, *args):
     try: return function(path, *args)
     except VideoError: raise
     except Exception as e:
-        if "memory" in f"{type(e).__name__} {e}".lower(): raise VideoError(path, "not enough memory") from e  # MemoryError, OpenCV's and torch's words
         if getattr(e, "errno", None) in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise RuntimeError(f"{tempfile.gettempdir()}: {e.strerror}; free space there, or set TMPDIR to a folder on another disk") from e
+        short = isinstance(e, MemoryError) or getattr(e, "errno", None) == errno.ENOMEM
+        if short or not isinstance(e, OSError) and "memory" in str(e).lower(): raise VideoError(path, "not enough memory") from e  # OpenCV's and torch's words
         raise RuntimeError(f"{path}: {type(e).__name__}: {e}") from e
 
 # %% ../nbs/19_prepare.ipynb #1f09c4a7

@@ -72,6 +72,8 @@ def test_missing_label_file(name, tmp_path):
     ("train_val", "Name,Category\nv0,0\n", "train_val.csv: no column Id; it has 'Name', 'Category'"),
     ("train_val", "Id\nv0\n", "train_val.csv: no column Category"),
     ("train_val", "Id,Id,Category\nv0,v0,0\n", "train_val.csv: column Id stands twice"),
+    ("train_val", "Id,Category\n", "train_val.csv: no rows below the header"),
+    ("cls_map", "Label,Category\n", "cls_map.csv: no rows below the header"),
     ("test_for_students", "Id;Category\nv4;\n", "test_for_students.csv: no column Id, Category"),
     ("cls_map", "Label,Name\n0,cat\n", "cls_map.csv: no column Category"),
     ("cls_map", "Label,Category\nzero,cat\n1,dog\n", "cls_map.csv, line 2: 'zero' is no class index"),
@@ -105,6 +107,7 @@ def test_wrong_label_files(name, text, words, tmp_path):
 @pytest.mark.parametrize("text, words", [
     ("file,label\na.mp4,x\n", "table.csv: no column path"),
     ("path\na.mp4\n", "table.csv: no column label"),
+    ("path,label,group,group\na.mp4,x,1,1\nb.mp4,y,2,2\n", "table.csv: column group stands twice"),
     ("path,label\na.mp4,x\nb.mp4,y\na.mp4,y\n", "table.csv: path 'a.mp4' stands in lines 2, 4"),
     ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "table.csv, line 3: unknown split 'dev'"),
     ("path,label,split\na.mp4,x,train\nb.mp4,,val\n", "table.csv, line 3: split 'val' but no label"),

@@ -103,6 +103,7 @@ BAD = {  # a file's name: how it is made, and its cause
     "ftyp.mp4": (lambda p: rewritten(video(p), lambda data: data[:32]), "Invalid data"), "head.mp4": (head_alone, "no frames"),
     "sound.mp4": (sound, "no video stream"), "zeros.mp4": (lambda p: p.write_bytes(bytes(5000)), "Invalid data"),
     "list.m3u8": (lambda p: p.write_text("#EXTM3U\n#EXTINF:1,\none.mp4\n#EXT-X-ENDLIST\n"), "Invalid data"),
+    "notes.txt": (lambda p: p.write_text("a note\n" * 50), "text, not a video"),
     "list.txt": (lambda p: p.write_text("ffconcat version 1.0\nfile one.mp4\n"), "a list of other files, not a video"),
     "far.mkv": (lambda p: video(p, 3, times=[0, 100, 10**9]), "damaged time stamps: one frame for 1,000,000 s"),
     "short.mp4": (lambda p: cut(p, 9 / 11), "truncated: it ends before its index does"),
