@@ -74,6 +74,8 @@ class Commands(click.Group):
             click.echo(f"hw2: {e}", err=True)
         except KeyboardInterrupt:
             click.echo("hw2: stopped; the same command goes on from here", err=True)
+            sys.stdout.flush()
+            os._exit(1)  # all is tidied up by now; to take its libraries apart would cost Python another second or two
         context.exit(1)
 
 

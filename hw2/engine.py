@@ -98,7 +98,9 @@ def _openvino(module: nn.Module, example: torch.Tensor) -> Callable[[torch.Tenso
     import openvino
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing
-        try: model = openvino.convert_model(module, example_input=example, input=[tuple(example.shape)])
+        try:
+            traced = torch.jit.trace(module, example, check_trace=False)  # which would trace it a second time; tests compare the results
+            model = openvino.convert_model(traced, example_input=example, input=[tuple(example.shape)])
         except Exception as e: raise EngineError(f"engine openvino cannot take {type(module).__name__} ({' '.join(str(e).split())[:200]}); take eager") from e
     n, own = cores(), threading.local()
     how = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": n, "INFERENCE_NUM_THREADS": n, "ENABLE_CPU_PINNING": False}

@@ -24,11 +24,12 @@ from .core import cores, progress, sweep
 from .data import Dataset, content_of, hash_contents, read_dataset, split_manifest, write_classes, write_manifest
 from .demo import draw_set
 from .engine import lanes
-from .prepare import Spooled, Workers, extractor_of, prepared_ahead, start_worker, worker_pool
+from .prepare import Spooled, extractor_of, prepared_ahead, start_worker, worker_pool
 from .run import ParameterError
 from .sift import BagOfWords
 from .store import Store, Units, chunks, read_units
 from .video import VideoError, probe
+from .workers import Workers
 
 # %% ../nbs/21_extract.ipynb #697f2cbe
 def dataset_of(
@@ -226,8 +227,9 @@ def _parts(todo: list, root: Path, stores: dict, params: dict) -> Iterator[tuple
     if params["scheduler"]:
         yield from cluster_parts(todo, root, stores, params)
         return
-    for f in {f for _, features in todo for f in features}: stores[f][0].ready()
-    with worker_pool(params) as workers: yield from local_parts(todo, root, {f: e for f, (e, _) in stores.items()}, workers)
+    with worker_pool(params) as workers:  # which import their libraries while this process reads weights
+        for f in {f for _, features in todo for f in features}: stores[f][0].ready()
+        yield from local_parts(todo, root, {f: e for f, (e, _) in stores.items()}, workers)
 
 # %% ../nbs/21_extract.ipynb #67efb052
 def _keep(videos: pd.DataFrame, part: dict[str, list[Units]], root: Path, stores: dict) -> None:

@@ -222,6 +222,13 @@ def add_record(
     return record
 
 # %% ../nbs/05_run.ipynb #f6ea574d
+def _held(process: psutil.Process) -> int:  # bytes
+    "A process's memory, of shared pages its share; nothing of a process that is gone."
+    try: held = process.memory_full_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied): return 0
+    return getattr(held, "pss", held.rss)
+
+
 class Stage:
     "One step of a run; `done` writes what it took under `stages` in run.json."
     def __init__(self,
@@ -235,9 +242,10 @@ class Stage:
 
     def _sample(self):
         me = psutil.Process()
-        while not self._stop.wait(0.1):
-            try: self.peak = max(self.peak, sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]))
-            except psutil.NoSuchProcess: pass  # a child ended while it was looked at
+        going = True
+        while going:
+            going = not self._stop.wait(1)
+            self.peak = max(self.peak, sum(_held(p) for p in [me, *me.children(recursive=True)]))
 
     def done(self,
         **facts,  # what else to record of this stage

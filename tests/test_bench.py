@@ -10,7 +10,7 @@ from hw2.bench import met
 from hw2.cli import execute
 from hw2.core import ROOT
 
-TINY = dict(n_clips=2, clip_seconds=2, repeats=1, slow_repeats=1, cnn="convnext_mini", cnn3d="r2plus1d_mini", batches=1, workers=1,
+TINY = dict(n_clips=2, clip_seconds=2, repeats=1, slow_repeats=1, cnn="convnext_mini", cnn3d="r2plus1d_mini", batches=1, product_side=256, workers=1,
             engines=["eager", *filter(find_spec, ["openvino"]), "clockwork"], n_descriptors=1500, words=16, n_vectors=300, dim=64, epochs=1,
             seeds=2, seed_epochs=1, minute=2, hour=4)
 GOALS = {"convnext_mini, 96 x 120": "at least 1.4", "r2plus1d_mini, clips of 16 x 64 x 80": "at least 1.9",
@@ -57,3 +57,8 @@ def test_larger_sets_are_computed_not_claimed(bench):
     text = (bench/"bench.md").read_text(encoding="utf-8")
     assert "not run, but computed from the rates measured here" in text
     assert "| the course's set | 8,250 |" in text and "| Kinetics-400, training | 240,000 |" in text and "| 100 machines |" in text
+
+
+def test_what_bounds_the_networks_is_told(bench):
+    text = (bench/"bench.md").read_text(encoding="utf-8")
+    for network in ("convnext_mini", "r2plus1d_mini"): assert re.search(rf"\| {network} \| \d+ GFLOP/s \| (eager|openvino) \| \d+ GFLOP/s \| \d+% \| [\d.]+ \| [\d.]+ \|", text)

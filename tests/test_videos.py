@@ -1,5 +1,6 @@
 """Any file may be a video: each has its documented result, and a bad one costs nobody else anything"""
 
+import multiprocessing
 import os
 import struct
 from fractions import Fraction
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw2 import prepare
+from hw2 import workers
 from hw2.data import Dataset, from_csv, from_folders, hash_contents, split_manifest
 from hw2.extract import extract, stores_of
 from hw2.run import check_params
@@ -103,7 +104,7 @@ BAD = {  # a file's name: how it is made, and its cause
     "ftyp.mp4": (lambda p: rewritten(video(p), lambda data: data[:32]), "Invalid data"), "head.mp4": (head_alone, "no frames"),
     "sound.mp4": (sound, "no video stream"), "zeros.mp4": (lambda p: p.write_bytes(bytes(5000)), "Invalid data"),
     "list.m3u8": (lambda p: p.write_text("#EXTM3U\n#EXTINF:1,\none.mp4\n#EXT-X-ENDLIST\n"), "Invalid data"),
-    "notes.txt": (lambda p: p.write_text("a note\n" * 50), "text, not a video"),
+    "notes.txt": (lambda p: p.write_text("What these videos are, and where they come from.\n" * 20), "text, not a video"),
     "list.txt": (lambda p: p.write_text("ffconcat version 1.0\nfile one.mp4\n"), "a list of other files, not a video"),
     "far.mkv": (lambda p: video(p, 3, times=[0, 100, 10**9]), "damaged time stamps: one frame for 1,000,000 s"),
     "short.mp4": (lambda p: cut(p, 9 / 11), "truncated: it ends before its index does"),
@@ -232,7 +233,8 @@ def spoiled_decoder(tmp_path, monkeypatch) -> Path:
     "A folder of four good videos; what worker processes open fails in the way that the file's name says."
     (tmp_path/"sitecustomize.py").write_text(SPOIL)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(prepare, "seconds_for", lambda path: 3)
+    monkeypatch.setattr(workers, "START", multiprocessing.get_context("spawn"))  # a server that forks would be there already
+    monkeypatch.setattr(workers, "seconds_for", lambda path: 3)
     for i in range(4): video(tmp_path/f"{i}.mp4")
     return tmp_path
 
@@ -251,6 +253,13 @@ def test_workers_that_are_killed_stop_the_run(spoiled_decoder):
     video(spoiled_decoder/"killed.mp4")
     with pytest.raises(RuntimeError, match="workers were killed at .*killed.mp4, most likely for lack of memory. Finished parts are kept"):
         extracted(spoiled_decoder, [("0.mp4", "x"), ("killed.mp4", "y"), ("1.mp4", "x")], features=["sift"])
+
+
+def test_workers_that_cannot_start_stop_the_run(spoiled_decoder):
+    "No video is blamed for it."
+    (spoiled_decoder/"sitecustomize.py").write_text("import os, sys; '--multiprocessing-fork' in sys.orig_argv and os._exit(7)")
+    with pytest.raises(RuntimeError, match="a worker process cannot be started: it ended with status 7"):
+        extracted(spoiled_decoder, [("0.mp4", "x"), ("1.mp4", "y"), ("2.mp4", "x")], features=["sift"])
 
 
 # Mutations
