@@ -118,9 +118,9 @@ def bound(
     engines = median.drop(["plain", "product"])
     rate = product / median["product"]
     least = operations / rate
-    return {"network": network, "matrix product": f"{rate / 1e9:.0f} GFLOP/s", "engine": engines.idxmin(), "its rate": f"{operations / engines.min() / 1e9:.0f} GFLOP/s",
-            "share": f"{least / engines.min():.0%}", "ratio to the plain way": f"{median['plain'] / engines.min():.2f}",
-            "at a share of 100 %": f"{median['plain'] / least:.2f}"}
+    took, billions = engines.min(), "{:.0f} GFLOP/s".format
+    return {"network": network, "matrix product": billions(rate / 1e9), "engine": engines.idxmin(), "its rate": billions(operations / took / 1e9),
+            "share": f"{least / took:.0%}", "ratio to the plain way": f"{median['plain'] / took:.2f}", "at a share of 100 %": f"{median['plain'] / least:.2f}"}
 
 
 def bound_notes(

@@ -86,7 +86,13 @@ def sweep(
     "Remove the temporary files below the folder whose process, on this machine, is gone."
     for p in Path(folder).rglob(f".*.{_HERE}-*"):
         found = re.search(rf"\.{_HERE}-(\d+)-[0-9a-f]{{12}}", p.name)
-        if found and not psutil.pid_exists(int(found[1])): p.unlink(missing_ok=True)
+        if found and _ended(int(found[1])): p.unlink(missing_ok=True)
+
+
+def _ended(pid: int) -> bool:
+    "Whether the process is gone, or a zombie whose status nobody has asked for."
+    try: return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return True
 
 # %% ../nbs/00_core.ipynb #3ac585fd
 def write_text(

@@ -21,7 +21,7 @@ from .cnn import FrameEmbeddings
 from .cnn3d import ClipEmbeddings
 from .core import cores, pick_device
 from .sift import Descriptors
-from .video import VideoError, decode, probe, shown
+from .video import decode, probe, shown
 from .workers import START, Workers, started_workers
 
 # %% ../nbs/19_prepare.ipynb #9a876225

@@ -70,11 +70,11 @@ def write_part(
     table = pa.table({
         "content": pa.array([v.content for v in videos], pa.string()),
         "times": pa.array([v.times for v in videos], pa.list_(pa.float64())),
-        "units": pa.array([None if v.units is None else v.units.ravel() for v in videos], pa.list_(pa.from_numpy_dtype(kind))),
+        "units": pa.array([None if v.units is None else v.units.tobytes() for v in videos], pa.large_binary()),
         "counts": pa.array([v.units.any(-1).sum(-1) if descriptors and v.units is not None else None for v in videos], pa.list_(pa.int32())),
         "error": pa.array([v.error for v in videos], pa.string()),
-    }).replace_schema_metadata({"shape": ",".join(map(str, shape))})
-    with whole(path) as tmp: pq.write_table(table, tmp, compression="zstd")
+    }).replace_schema_metadata({"shape": ",".join(map(str, shape)), "dtype": kind.name})
+    with whole(path) as tmp: pq.write_table(table, tmp, compression="zstd", use_dictionary=False, write_statistics=False)
     return path
 
 # %% ../nbs/20_store.ipynb #c23b6b0a
@@ -83,9 +83,9 @@ def read_part(
 ) -> list[Units]:  # in the part's order
     "Read a part back."
     table = pq.read_table(path, memory_map=False)
-    shape = tuple(int(n) for n in table.schema.metadata[b"shape"].decode().split(","))
-    array = lambda cell, *tail: cell.values.to_numpy(zero_copy_only=False).reshape(-1, *tail)
-    return [Units(content.as_py(), array(times).ravel(), array(units, *shape)) if units.is_valid else Units(content.as_py(), error=error.as_py())
+    shape, dtype = (table.schema.metadata[k].decode() for k in (b"shape", b"dtype"))
+    rows = lambda cell: np.frombuffer(cell.as_buffer(), dtype).reshape(-1, *map(int, shape.split(",")))
+    return [Units(content.as_py(), times.values.to_numpy(), rows(units)) if units.is_valid else Units(content.as_py(), error=error.as_py())
             for content, times, units, error in zip(*(table[c] for c in ("content", "times", "units", "error")))]
 
 # %% ../nbs/20_store.ipynb #8720b2f1

@@ -34,7 +34,7 @@ def family(process: psutil.Process) -> list[psutil.Process]:
 
 
 def still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    "Those that have not ended after so many seconds. One that has ended is there as a zombie until somebody asks for its status, which an orphan's new parent may take its time to do."
+    "Those that have not ended after so many seconds; an orphan that has may be there as a zombie for as long as its new parent pleases."
     until = time.monotonic() + seconds
     while (left := [p for p in processes if _runs(p)]) and time.monotonic() < until: time.sleep(.02)
     return left
