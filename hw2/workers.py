@@ -108,6 +108,9 @@ class Worker:
         self.process, _ = process, there.close()
         try: self._answer(None)
         except Lost as e: raise RuntimeError(f"a worker process cannot be started: it ended with status {e.code}; what it said stands above") from None
+        except Exception:
+            self.end()
+            raise
 
     def ask(self, seconds: float, function: Callable, *args):
         "What the function returns or raises; raises `TimeoutError` after so many seconds, and `Lost` where the process ended."
