@@ -17,11 +17,13 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import psutil
 from tqdm import tqdm as terminal_bar
 from tqdm.auto import tqdm as notebook_bar
+
+if TYPE_CHECKING: import pandas as pd  # which workers do without
 
 # %% ../nbs/00_core.ipynb #68574baa
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -114,7 +116,7 @@ def write_json(
 
 def write_csv(
     path: str | Path,
-    df: pd.DataFrame,
+    df: "pd.DataFrame",
     float_format: str | None = None,  # None writes the shortest text that reads back to the same float
 ) -> Path:  # the file
     "Write a table without its index, whole."

@@ -11,7 +11,6 @@ except ImportError as e:
     raise ImportError(f"OpenCV cannot be loaded ({e}). On Debian or Ubuntu: sudo apt-get install libgl1 libglib2.0-0") from e
 import av
 import numpy as np
-from sklearn.cluster import KMeans, kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
 from .video import frame_times, pool_units
@@ -87,6 +86,7 @@ class Vocabulary:
         descriptors: np.ndarray,  # (n, 128)
     ) -> "Vocabulary":
         "Cluster a sample; raises `ValueError` where there are fewer descriptors than words."
+        from sklearn.cluster import KMeans, kmeans_plusplus  # here, for workers do without
         n, k = len(descriptors), self.words
         if n < k: raise ValueError(f"{n} descriptors cannot make {k} words: more training videos, more keypoints or fewer words are needed")
         drawn = np.random.default_rng(self.seed).permutation(n)[:self.sample * k]
