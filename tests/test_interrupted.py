@@ -120,7 +120,7 @@ def test_a_file_that_may_not_grow(tiny_run, home):
 def test_a_full_disk(tiny_run, home):
     "A file system with room for a part of a kind."
     (home/"cache").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", home/"cache"], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", home/"cache"], capture_output=True, text=True)
     if mounted.returncode: pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     try:
         process = started([*tiny_run.arguments, "-p", "cache", "cache", "--name", "full"], home, stderr=subprocess.PIPE, text=True)
