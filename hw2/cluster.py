@@ -33,7 +33,7 @@ def cluster_client(
         if scheduler.startswith("local:"):
             n = int(scheduler.removeprefix("local:"))
             stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))  # so that a worker may start a process that decodes
-            address = stack.enter_context(LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL))
+            address = stack.enter_context(LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL))
         else: address = scheduler
         try: client = stack.enter_context(Client(address, timeout=10))
         except OSError as e:
