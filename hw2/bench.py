@@ -10,6 +10,7 @@ __all__ = ['SETS', 'race', 'row', 'row_of', 'engine_rows', 'met', 'bound', 'boun
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -45,9 +46,11 @@ def _seconds(go: Callable[[], object]) -> float:
 
 
 def _worked() -> tuple[float, float]:
-    "Seconds that the cores have worked for everyone, and for this process and the children that it had."
-    machine = psutil.cpu_times()
-    return machine.user + machine.system + getattr(machine, "nice", 0), sum(os.times()[:4])
+    "Seconds that the cores have worked for everyone, and for this process, the children that it had, and those that it has."
+    machine, us = psutil.cpu_times(), sum(os.times()[:4])
+    for child in psutil.Process().children(recursive=True):  # workers are the children of their server
+        with suppress(psutil.NoSuchProcess): us += sum(child.cpu_times()[:4])
+    return machine.user + machine.system + getattr(machine, "nice", 0), us
 
 # %% ../nbs/60_bench.ipynb #622ae76d
 def row(
