@@ -25,7 +25,7 @@ from .data import Dataset, content_of, hash_contents, read_dataset, split_manife
 from .demo import draw_set
 from .engine import lanes
 from .prepare import Spooled, extractor_of, prepared_ahead, start_worker, worker_pool
-from .run import ParameterError
+from .run import ParameterError, videos_root
 from .sift import BagOfWords
 from .store import Store, Units, chunks, read_units
 from .video import VideoError, probe
@@ -38,7 +38,7 @@ def dataset_of(
     "The set that the parameters name; `demo` is drawn under the cache when it is not there."
     if params["data"] == "demo":
         if params["form"] != "course": raise ParameterError(f"form: the demo set has the course's form, not {params['form']!r}")
-        dataset = read_dataset(draw_set(Path(params["cache"])/"demo", workers=params["workers"]), "course")
+        dataset = read_dataset(draw_set(videos_root(params), workers=params["workers"]), "course")
     elif params["group"] and params["form"] != "folders":
         raise ParameterError(f"group: only the form folders takes groups out of file names, not {params['form']!r}")
     else: dataset = read_dataset(params["data"], params["form"], params["group"])

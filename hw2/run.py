@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'DEFAULTS', 'LIBRARIES', 'ParameterError', 'check_params', 'untrained', 'feature_name', 'read_params',
-           'one_feature', 'notebook_params', 'RunError', 'open_run', 'run_params', 'surroundings', 'add_record',
-           'Stage']
+           'one_feature', 'notebook_params', 'RunError', 'open_run', 'run_params', 'videos_root', 'surroundings',
+           'add_record', 'Stage']
 
 # %% ../nbs/05_run.ipynb #51050ce6
 import difflib
@@ -195,6 +195,14 @@ def run_params(
     other = [f"  {k}: {params[k]!r} there, {v!r} now" for k, v in (expected or {}).items() if params[k] != v]
     if other: raise RunError("\n".join([f"{run} was made with other parameters; choose another name or delete it:", *other]))
     return params
+
+# %% ../nbs/05_run.ipynb #26d72505
+def videos_root(
+    params: Mapping,  # all parameters
+) -> Path:
+    "The folder that the paths of the run's manifest are relative to."
+    if params["data"] == "demo": return Path(params["cache"])/"demo"
+    return Path(params["data"]).parent if params["form"] == "csv" else Path(params["data"])
 
 # %% ../nbs/05_run.ipynb #2a9709e2
 LIBRARIES = ["av", "numpy", "opencv-python", "pandas", "pyarrow", "scikit-learn", "torch", "torchvision"]  # those that make the numbers
