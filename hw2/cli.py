@@ -133,7 +133,7 @@ def minutes(seconds: float) -> str:
 @click.option("--name", help="The run's name; the file's if not given.")
 @click.option("--dry-run", is_flag=True, help="Print counts and an estimate from a few videos; the demo set and weights are fetched for it.")
 def run(file, pairs, name, dry_run):
-    "Extract, train each feature, report; goes on where the same run stopped."
+    "Extract, train each feature, fuse them, report; goes on where the same run stopped."
     params, name = read_params(file, *map(value_of, pairs)), name or Path(file).stem
     if dry_run:
         if Path("runs", name).exists(): run_params(Path("runs", name), params)
@@ -144,6 +144,7 @@ def run(file, pairs, name, dry_run):
     own = {"name": folder.name, "runs": str(folder.parent)}
     execute(EXPERIMENTS/"extract.ipynb", folder/"extract.ipynb", params | own)
     for f in params["features"]: execute(EXPERIMENTS/"train.ipynb", folder/f"train_{f}.ipynb", own | {"feature": f})
+    if len(params["features"]) > 1: execute(EXPERIMENTS/"fuse.ipynb", folder/"fuse.ipynb", own)
     report = execute(EXPERIMENTS/"report.ipynb", folder/"report.ipynb", own)
     write_html(report, folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
     took = total.done()

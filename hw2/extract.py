@@ -24,6 +24,7 @@ from .core import cores, progress, sweep
 from .data import Dataset, content_of, hash_contents, read_dataset, split_manifest, write_classes, write_manifest
 from .demo import draw_set
 from .engine import lanes
+from .fusion import Concatenated
 from .prepare import Spooled, extractor_of, prepared_ahead, start_worker, worker_pool
 from .run import ParameterError, videos_root
 from .sift import BagOfWords
@@ -57,17 +58,18 @@ def record_dataset(
         changed = [name for name, file in files.items() if (run/name).exists() and (run/name).read_bytes() != file.read_bytes()]
     if changed:
         for old in [run/"metrics.json", *run.glob("submission_*.csv"), *run.glob("figures/*"), *run.glob("*/predictions.csv"), *run.glob("*/history.csv"),
-                    *run.glob("*/model.safetensors"), *run.glob("*/vectors.parquet")]: old.unlink(missing_ok=True)
+                    *run.glob("*/model.safetensors"), *run.glob("*/*.parquet")]: old.unlink(missing_ok=True)
     write_manifest(run/"manifest.csv", dataset.manifest)
     write_classes(run/"classes.csv", dataset.classes)
 
 # %% ../nbs/21_extract.ipynb #e783777e
 def pooler_of(
-    feature: str,
+    feature: str,  # "sift", "cnn", "cnn3d", or "early": all of the run's
     params: dict,
     seed: int = 0,  # of the k-means
 ):  # an object with fit, transform, state, load
     "What turns the feature's units into one vector a video."
+    if feature == "early": return Concatenated({f: pooler_of(f, params, seed) for f in params["features"]})
     return BagOfWords(params["words"], params["sift_pool"], seed) if feature == "sift" else PooledEmbeddings(params[f"{feature}_pool"])
 
 # %% ../nbs/21_extract.ipynb #14793670
@@ -197,7 +199,8 @@ def extract(
     dataset: Dataset,  # contents hashed
     params: dict,
 ) -> pd.DataFrame:  # `id, path, cause` of what was left out
-    "Fill the store; where `on_error` is stop, raises `VideoError` at the first unreadable video, its part stored."
+    "Fill the store, thumbnails beside the features; where `on_error` is stop, raises `VideoError` at the first unreadable video, its part stored."
+    params = params | {"features": [*params["features"], "thumbnails"]}
     stores = stores_of(params)
     for _, store in stores.values(): sweep(store.folder)
     todo = lacking(dataset.manifest, stores)

@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 
 from .core import whole, write_text
 from .data import read_manifest
-from .report import SECONDS, called, captions, read_metrics, read_stages, seed_spread, summary
+from .report import SECONDS, called, captions, read_metrics, read_rows, read_stages, seed_spread, summary
 from .tables import to_markdown
 
 # %% ../nbs/42_page.ipynb #e8187a0e
@@ -55,8 +55,8 @@ def results_block(
     made = f"The run `{Path(run).name}`: {videos} videos.{_fitted(run)} Per-class statistics: {links}.\n"
     spread = seed_spread(run)
     seeds = ["With every seed (the summary's figures are the first one's):\n", to_markdown(spread)] if spread["seeds"].max() > 1 else []
-    results = summary(run)
-    for ties in ("hardest", "easiest"): results.loc[:len(features) - 1, ties] = [_few(m[ties]) for m in features.values()]
+    results, rows = summary(run), read_rows(run)
+    for ties in ("hardest", "easiest"): results.loc[:len(rows) - 1, ties] = [_few(m[ties]) for m in rows.values()]
     return "\n".join([to_markdown(results), made, *seeds, *pictures])
 
 # %% ../nbs/42_page.ipynb #39aeae20
@@ -104,6 +104,10 @@ blockquote {{ margin: 0; padding-left: 1rem; border-left: 3px solid #2b6a99; col
 a {{ color: #1d5c8c; }}
 code {{ font: .88em ui-monospace, "Liberation Mono", monospace; background: #f0f3f6; padding: .1em .3em; border-radius: 3px; }}
 pre {{ overflow-x: auto; font-size: .85rem; }}
+details {{ margin: -.4rem 0 1.2rem; font-size: .86rem; color: #45535f; }}
+details pre {{ font-size: .78rem; padding: .6rem .8rem; background: #f6f8fa; border-radius: 3px; }}
+summary {{ cursor: pointer; }}
+h5 {{ margin: .6rem 0 .2rem; font-size: .86rem; }}
 img {{ display: block; max-width: 100%; height: auto; margin: .8rem 0; }}
 .table {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }}

@@ -20,17 +20,19 @@ from .backbone import Backbone
 from .cnn import FrameEmbeddings
 from .cnn3d import ClipEmbeddings
 from .core import cores, pick_device
+from .likeness import Thumbnails
 from .sift import Descriptors
 from .video import decode, probe, shown
 from .workers import START, Workers, started_workers
 
 # %% ../nbs/19_prepare.ipynb #9a876225
 def extractor_of(
-    feature: str,  # "sift", "cnn" or "cnn3d"
+    feature: str,  # "sift", "cnn", "cnn3d" or "thumbnails"
     params: dict,  # all parameters
 ):  # an object with name, key, times, prepare, units
     "The feature's extractor; building it reads no weights."
     if feature == "sift": return Descriptors(params["keypoints"], params["fps"])
+    if feature == "thumbnails": return Thumbnails()
     kind = lambda name: params[f"{feature}_{name}"]
     device = pick_device(params["device"])
     backbone = Backbone(kind("backbone"), kind("weights"), kind("node"), kind("preprocess"), device=device, engine=params["engine"])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Part', 'inner_split', 'poolers_of', 'state_of', 'fit_part', 'logistic', 'Result', 'train_feature', 'together',
-           'top1s', 'measure', 'predictions_of', 'save_result', 'classifiers', 'predict']
+           'top1s', 'seed_top1s', 'measure', 'predictions_of', 'save_result', 'save_late', 'add_zero_shot',
+           'classifiers', 'predict']
 
 # %% ../nbs/33_train.ipynb #7129b018
 import json
@@ -24,14 +25,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from .backbone import Backbone
 from .core import pick_device, progress, whole, write_csv, write_json
 from .data import parts, read_classes
 from .extract import local_parts, pooler_of
+from .fusion import averaged
 from .metrics import confusion, extremes, top_k
 from .mlp import fit_seeds, mlp, probabilities
 from .prepare import extractor_of, worker_pool
-from .run import feature_name, run_params, untrained
+from .run import FUSIONS, feature_name, run_params, untrained
 from .store import Units, write_vectors
+from .zeroshot import zero_shot
 
 # %% ../nbs/33_train.ipynb #52aa40fa
 @dataclass
@@ -111,7 +115,8 @@ def logistic(
 @dataclass
 class Result:
     "What training one feature leaves in the run's folder."
-    predictions: pd.DataFrame  # id, split, fold, label, pred, p_0 .. p_{k-1}: validation and test rows
+    predictions: pd.DataFrame  # id, split, fold, label, pred, p_0 .. p_{k-1}: validation and test rows, by the first seed
+    every_seed: pd.DataFrame  # the same of all seeds, one below the other, and a column seed
     history: pd.DataFrame  # seed, fold, epoch, lr, train_loss, train_top1, val_loss, val_top1
     state: dict[str, torch.Tensor]  # "<part>.pool.*" and "<part>.mlp.*" of the first seed
     metrics: dict
@@ -136,15 +141,16 @@ def train_feature(
     by_seed = {seed: list(zip(todo, done)) for seed, done in zip(params["seeds"], zip(*fitted))}
     first = by_seed[params["seeds"][0]]
     p, guess, X = together(manifest, first)
+    every = pd.concat([predictions_of(manifest, together(manifest, done)[0]).assign(seed=s) for s, done in by_seed.items()], ignore_index=True)
     history = pd.concat([done.history for fits in by_seed.values() for _, done in fits], ignore_index=True)
     history = history[["seed", "fold", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]].astype({"fold": "Int64"})
     metrics = measure(manifest, p, classes) | {
         "epochs": round(float(np.mean([len(done.history) for _, done in first]))), "dim": X.shape[1],
         "untrained": untrained(params, feature), "skipped": skipped,
         "logistic_regression": top1s(manifest, guess),
-        "seeds": [{"seed": s} | top1s(manifest, together(manifest, done)[0].argmax(1)) for s, done in by_seed.items()]}
+        "seeds": seed_top1s(every)}
     state = {f"{done.name}.{k}": v for _, done in first for k, v in done.state.items()}
-    return Result(predictions_of(manifest, p), history, state, metrics, manifest, X, round(sum(done.seconds for _, done in first), 2))
+    return Result(predictions_of(manifest, p), every, history, state, metrics, manifest, X, round(sum(done.seconds for _, done in first), 2))
 
 # %% ../nbs/33_train.ipynb #572847f6
 def together(
@@ -170,6 +176,13 @@ def top1s(
     known = manifest["label"].notna().to_numpy()
     share = lambda rows: float(np.mean(right[rows].astype(bool))) if rows.any() else None
     return {f"{s}_top1": share(known & (manifest["split"] == s).to_numpy()) for s in ("val", "test")}
+
+
+def seed_top1s(
+    every_seed: pd.DataFrame,  # as in `Result`
+) -> list[dict]:  # seed, val_top1, test_top1
+    "Top-1 of each seed."
+    return [{"seed": int(s)} | top1s(d, d["pred"].to_numpy()) for s, d in every_seed.groupby("seed", sort=False)]
 
 # %% ../nbs/33_train.ipynb #01da45ed
 def measure(
@@ -205,13 +218,50 @@ def save_result(
 ) -> None:
     "Write `<feature>/` and this feature's entry in metrics.json, each file whole."
     folder = run/feature
-    write_csv(folder/"predictions.csv", result.predictions)
+    _keep_predictions(folder, result.predictions, result.every_seed)
     write_csv(folder/"history.csv", result.history)
     write_vectors(folder/"vectors.parquet", result.manifest, result.X)
     with whole(folder/"model.safetensors") as tmp: save_file(result.state, tmp)
+    _keep_metrics(run, feature, result.metrics)
+
+
+def _keep_predictions(folder: Path, first: pd.DataFrame, every_seed: pd.DataFrame) -> None:
+    "Write the first seed's predictions, and those of all."
+    write_csv(folder/"predictions.csv", first)
+    with whole(folder/"seeds.parquet") as tmp: every_seed.to_parquet(tmp, index=False, compression="zstd")
+
+
+def _keep_metrics(run: Path, feature: str, metrics: dict) -> None:
+    "Enter one feature, or fusion, in metrics.json."
     file = run/"metrics.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    write_json(file, {f: (known | {feature: result.metrics})[f] for f in run_params(run)["features"] if f in known or f == feature})
+    known = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | {feature: metrics}
+    write_json(file, {f: known[f] for f in [*run_params(run)["features"], *FUSIONS] if f in known})
+
+# %% ../nbs/33_train.ipynb #66dda692
+def save_late(
+    run: Path,
+    classes: list[str],
+) -> pd.DataFrame:  # its predictions, by the first seed
+    "Average the probabilities of all features of the run, and write `late/` and its entry in metrics.json."
+    params = run_params(run)
+    every = averaged([pd.read_parquet(run/f/"seeds.parquet") for f in params["features"]])
+    first = every[every["seed"] == params["seeds"][0]].drop(columns="seed").reset_index(drop=True)
+    p = first[[f"p_{k}" for k in range(len(classes))]].to_numpy()
+    _keep_predictions(run/"late", first, every)
+    _keep_metrics(run, "late", measure(first, p, classes) | {"untrained": untrained(params, "late"), "seeds": seed_top1s(every)})
+    return first
+
+# %% ../nbs/33_train.ipynb #2d60812d
+def add_zero_shot(
+    result: Result,
+    backbone: Backbone,  # the feature's network
+    units: list[Units],  # one a row of the manifest
+    classes: list[str],
+) -> Result:  # the same; its metrics say `zero_shot` where there is such a head: val_top1, test_top1, classes that it has a name for
+    "Let the network's own head answer."
+    p = zero_shot(backbone, [u.units for u in units if u.units is not None], classes)
+    if p is not None: result.metrics["zero_shot"] = top1s(result.manifest, p.argmax(1)) | {"classes": int(p.any(0).sum())}
+    return result
 
 # %% ../nbs/33_train.ipynb #b6e0afac
 def classifiers(

@@ -104,23 +104,42 @@ def test_submission_follows_the_template(feature, tiny_run):
     assert submission["Category"].tolist() == rows.loc[submission["Id"], "pred"].tolist()
 
 
+def test_fusions_of_all_features(tiny_run):
+    "Late fusion is the mean of what the features told, for every seed; early fusion saw all vectors in a row."
+    p, seeds = [f"p_{k}" for k in range(15)], {f: pd.read_parquet(tiny_run.folder/f/"seeds.parquet") for f in [*FEATURES, "early", "late"]}
+    np.testing.assert_allclose(seeds["late"][p], sum(seeds[f][p] for f in FEATURES) / 3, atol=1e-6)
+    metrics = json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))
+    assert list(metrics) == [*FEATURES, "early", "late"] and metrics["early"]["dim"] == sum(FEATURES.values())
+    assert load(tiny_run.folder, "early")[0].shape == (105, sum(FEATURES.values()))
+    for f, every in seeds.items():
+        rows = pd.read_csv(tiny_run.folder/f/"predictions.csv")
+        assert every["seed"].tolist() == [0] * 45 + [1] * 45 and (every["pred"][:45] == rows["pred"]).all()
+        right = (every["label"] == every["pred"]).groupby([every["seed"], every["split"]]).mean()
+        assert [s["val_top1"] for s in metrics[f]["seeds"]] == pytest.approx([right[0, "val"], right[1, "val"]])
+        assert pd.read_csv(tiny_run.folder/f"submission_{f}.csv")["Category"].tolist() == rows["pred"][rows["split"] == "test"].tolist()
+    told = pd.read_csv(tiny_run.folder/"figures/fusion.csv")
+    assert told["fusion"].tolist() == ["early fusion (untrained)", "late fusion (untrained)"] * 2
+    assert (told["low"] <= told["gain"]).all() and (told["gain"] <= told["high"]).all()
+
+
 def test_figures_and_summary(tiny_run):
     expected = {f"{kind}_{f}.{suffix}" for f in FEATURES for kind, suffixes in
-                [("confusion", ["png", "svg"]), ("stats", ["csv", "md"]), ("curves", ["png"])] for suffix in suffixes}
-    assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected | {"summary.csv", "summary.md", "model.png", "time_reversal.png"}
+                [("confusion", ["png", "svg"]), ("stats", ["csv", "md", "tex"]), ("curves", ["png"])] for suffix in suffixes}
+    expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion") for suffix in ("csv", "md", "tex")} | {"model.png", "time_reversal.png"}
+    assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected
     summary = pd.read_csv(tiny_run.folder/"figures/summary.csv")
     assert summary.columns.tolist() == ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
     assert summary["feature"].str.contains("majority").any() and summary["feature"].str.contains("logistic").sum() == 3
     assert summary["report_val_top1"][:3].tolist() == pytest.approx([504 / 1500, 1411 / 1500, 1473 / 1500], abs=1e-6)
     stats = pd.read_csv(tiny_run.folder/"figures/stats_sift.csv")
-    assert stats.columns.tolist() == ["class", "TP", "FP", "FN", "TN", "accuracy", "precision", "recall", "f1", "support"]
+    assert stats.columns.tolist() == ["class", "TP", "FP", "FN", "TN", "accuracy", "precision", "recall", "recall_low", "recall_high", "f1", "support"]
     assert stats["class"].tolist() == [*CLASSES, "macro", "weighted"] and (stats["support"][:15] == 2).all()
 
 
 def test_record(tiny_run):
     facts = record(tiny_run.folder)
     assert facts["stages"]["extract"]["videos"] == 105 and facts["stages"]["extract"]["skipped"] == 0
-    stages = {"extract", "train_sift", "train_cnn", "train_cnn3d", "report", "run"}
+    stages = {"extract", "train_sift", "train_cnn", "train_cnn3d", "fuse", "report", "run"}
     assert set(facts["stages"]) == stages
     assert all(s["seconds"] > 0 and 0.1 < s["peak_memory_gb"] < 3 for s in facts["stages"].values())
     assert facts["surroundings"]["versions"]["torch"].startswith(torch.__version__.split("+")[0])
@@ -261,7 +280,7 @@ def later(tiny_run, folders, command):
 def test_a_second_run_reuses_every_feature(tiny_run, later):
     done = later["again"].result()
     assert done.returncode == 0, done.stderr
-    assert len(later["parts"]) == 3 * -(-105 // PART)
+    assert len(later["parts"]) == 4 * -(-105 // PART)  # of three features and of the thumbnails
     assert parts_of(tiny_run.home/"cache").items() >= later["parts"].items()
     assert record(tiny_run.folder)["stages"]["extract"]["extracted"] == 0
     assert lasting(tiny_run.folder) == later["files"]
