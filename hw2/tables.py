@@ -32,8 +32,8 @@ def visible(
 
 # %% ../nbs/39_tables.ipynb #8e6250cb
 def _number(v: float, floats: str) -> str:
-    "A ratio; one so small that it would read as 0 with its power of ten."
-    return format(v, floats) if not v or float(format(v, floats)) else f"{v:.1e}"
+    "A ratio; one below 0.00005 that would read as 0 with its power of ten."
+    return f"{v:.1e}" if 0 < abs(v) < 5e-5 and not float(format(v, floats)) else format(v, floats)
 
 
 def _cells(
