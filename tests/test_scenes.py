@@ -1,0 +1,72 @@
+"""The pictures of a run: the same bytes in any process, small files, and readable sizes for few and for many classes"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from hw2.figures import save_figure
+from hw2.maps import laid_out, plot_map, plot_recalls, plot_seeds, recalls
+from hw2.scenes import plot_strips, save_photos, sheet_plan
+
+ALL = """
+import sys
+from pathlib import Path
+from hw2.album import write_confused, write_contact_sheet, write_keypoints, write_map, write_recall, write_seeds, write_words
+run = Path(sys.argv[1])
+for write in (write_contact_sheet, write_keypoints, write_words, write_recall, write_seeds): assert write(run), write
+for feature in ("sift", "cnn", "cnn3d"): assert write_map(run, feature) and write_confused(run, feature)
+"""
+NAMES = {"classes", "keypoints", "words", "recall", "seeds", *(f"{kind}_{f}" for kind in ("map", "confused") for f in ("sift", "cnn", "cnn3d"))}
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_run, tmp_path_factory) -> list[dict[str, bytes]]:
+    "All pictures of the tiny run, drawn by two processes that differ in their threads and in the order of their sets."
+    found = []
+    for threads, seed in (("1", "1"), ("2", "2")):
+        run = tmp_path_factory.mktemp("drawn")/"tiny"
+        shutil.copytree(tiny_run.folder, run, ignore=shutil.ignore_patterns("figures", "*.ipynb"))
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        done = subprocess.run([sys.executable, "-c", ALL, str(run)], cwd=tiny_run.home, capture_output=True, text=True, timeout=300,
+                              env=os.environ | dict.fromkeys(names, threads) | {"PYTHONHASHSEED": seed})
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        found.append({p.stem: p.read_bytes() for p in (run/"figures").iterdir()})
+    return found
+
+
+def test_equal_runs_have_equal_pictures(drawn):
+    assert set(drawn[0]) == NAMES
+    assert [name for name in NAMES if hashlib.md5(drawn[0][name]).digest() != hashlib.md5(drawn[1][name]).digest()] == []
+
+
+def test_pictures_are_light(drawn):
+    sizes = {name: len(b) for name, b in drawn[0].items()}
+    assert max(sizes.values()) < 500_000 and sum(sizes.values()) < 2_500_000, sizes
+
+
+@pytest.mark.parametrize("k", [2, 15, 101])
+def test_every_picture_fits_a_page_and_is_light(k, tmp_path):
+    "Widest 1,400 pixels, which a page of 820 shows at more than half size; highest 1.5 pages."
+    rng, names = np.random.default_rng(0), [f"class {i} with a rather long name" for i in range(k)]
+    frame = lambda: np.kron(rng.integers(0, 256, (9, 16, 3)), np.ones((9, 9, 1))).astype(np.uint8)
+    classes, n = sheet_plan(k)
+    save_photos(plot_strips([(names[c], [frame() for _ in range(n)]) for c in classes]).figure, tmp_path/"classes")
+    y = np.sort(rng.integers(k, size=900))
+    X = rng.normal(size=(k, 16))[y] + .4 * rng.normal(size=(900, 16))
+    save_figure(plot_map(laid_out(X[::3])[1], y[::3], names, "a map").figure, tmp_path/"map", formats=["png"])
+    confused = lambda p: np.histogram2d(y, np.where(rng.random(900) < p, y, rng.integers(k, size=900)), bins=np.arange(k + 1))[0].astype(int)
+    table = recalls({f: confused(p) for f, p in (("sift", .3), ("cnn", .6), ("cnn3d", .9), ("early", .9), ("late", .92))}, names)
+    save_figure(plot_recalls(table).figure, tmp_path/"recall", formats=["png"])
+    seeds = pd.DataFrame([(f, v, s, rng.random()) for f in table["feature"].unique() for v in ("val", "test") for s in range(10)],
+                         columns=["feature", "videos", "seed", "top1"])
+    save_figure(plot_seeds(seeds).figure, tmp_path/"seeds", formats=["png"])
+    for p in tmp_path.iterdir():
+        h, w = plt.imread(p).shape[:2]
+        assert w <= 1400 and h <= 2100 and p.stat().st_size < 500_000, (p.name, w, h, p.stat().st_size)
