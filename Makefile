@@ -1,17 +1,18 @@
-# make report | test | soak | lab | bench: each makes .venv first when it is missing or the pins changed
+# make report | test | soak | lab | ablation | bench: each makes .venv first when it is missing or the pins changed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
 SHELL := /bin/bash
 TIMED = start=$$SECONDS; trap 'echo "$(notdir $@): $$((SECONDS - start)) s"' EXIT
 
-.PHONY: help report test soak lab bench clean
+.PHONY: help report test soak lab ablation bench clean
 
 help:
 	@echo "make report   draw the demo set, extract, train, report: runs/demo/report.html and figures/"
 	@echo "make test     notebooks, export, experiments, oracles, faults"
 	@echo "make soak     30 kills of a run and 500 mutated videos, where make test has a few"
 	@echo "make lab      JupyterLab on the notebooks"
+	@echo "make ablation one factor at a time on the demo set, about 25 minutes: figures/ablation.*; what is done is not done again"
 	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
 	@echo "make clean    remove .venv and all runs"
 
@@ -34,6 +35,10 @@ soak: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
+
+ablation: $(STAMP)
+	@$(TIMED); set -e; mkdir -p runs/ablation; \
+	$(BIN)/papermill nbs/experiments/ablation.ipynb runs/ablation/ablation.ipynb -k python3
 
 # libgomp's own default, over the package's: the plain ways are to run as torch is delivered
 bench: $(STAMP)

@@ -70,7 +70,7 @@ def pooler_of(
 ):  # an object with fit, transform, state, load
     "What turns the feature's units into one vector a video."
     if feature == "early": return Concatenated({f: pooler_of(f, params, seed) for f in params["features"]})
-    return BagOfWords(params["words"], params["sift_pool"], seed) if feature == "sift" else PooledEmbeddings(params[f"{feature}_pool"])
+    return BagOfWords(params["words"], params["sift_pool"], params["sift_norm"], seed) if feature == "sift" else PooledEmbeddings(params[f"{feature}_pool"])
 
 # %% ../nbs/21_extract.ipynb #14793670
 class _Batches:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'DEFAULTS', 'FUSIONS', 'LIBRARIES', 'ParameterError', 'check_params', 'untrained', 'feature_name',
-           'read_params', 'one_feature', 'notebook_params', 'RunError', 'open_run', 'run_params', 'videos_root',
-           'surroundings', 'add_record', 'Stage']
+           'read_mapping', 'read_params', 'one_feature', 'notebook_params', 'RunError', 'open_run', 'run_params',
+           'videos_root', 'surroundings', 'add_record', 'Stage']
 
 # %% ../nbs/05_run.ipynb #51050ce6
 import difflib
@@ -66,6 +66,7 @@ PARAMETERS = {  # name: (default, what it may be, what it means)
     "keypoints": (32, _count(1), "SIFT: strongest keypoints kept in a frame"),
     "words": (128, _count(2), "SIFT: visual words"),
     "sift_pool": ("max", _one_of("max", "mean"), "over a video's frames"),
+    "sift_norm": ("none", _one_of("none", "l1", "hellinger"), "SIFT: how a video's histogram is normalised"),
 }
 
 # %% ../nbs/05_run.ipynb #e6a97f4e
@@ -129,19 +130,23 @@ def feature_name(
     return feature + " fusion" * (feature in FUSIONS) + " (untrained)" * untrained(params, feature)
 
 # %% ../nbs/05_run.ipynb #e0c3a3b3
+def read_mapping(
+    file: str | Path,  # YAML
+) -> dict:  # empty for an empty file
+    "What a parameters file holds, not yet checked; raises `ParameterError` for one that is missing or no mapping."
+    if not Path(file).is_file(): raise ParameterError(f"{file}: no such parameters file")
+    try: mapping = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as e: raise ParameterError(f"{file}: not YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(mapping, Mapping): raise ParameterError(f"{file}: not a mapping of parameters")
+    return mapping
+
+
 def read_params(
     *layers: str | Path | Mapping,  # YAML files and mappings, the later ones on top
 ) -> dict:  # all parameters
-    "Lay parameters over the defaults; raises `ParameterError` for a file that is missing or no mapping."
+    "Lay parameters over the defaults; raises `ParameterError` as `read_mapping` and `check_params` do."
     merged = {}
-    for layer in layers:
-        if not isinstance(layer, Mapping):
-            if not Path(layer).is_file(): raise ParameterError(f"{layer}: no such parameters file")
-            try: mapping = yaml.safe_load(Path(layer).read_text(encoding="utf-8")) or {}
-            except yaml.YAMLError as e: raise ParameterError(f"{layer}: not YAML: {' '.join(str(e).split())}") from e
-            if not isinstance(mapping, Mapping): raise ParameterError(f"{layer}: not a mapping of parameters")
-            layer = mapping
-        merged |= layer
+    for layer in layers: merged |= layer if isinstance(layer, Mapping) else read_mapping(layer)
     return check_params(merged)
 
 # %% ../nbs/05_run.ipynb #d77cc93d

@@ -21,7 +21,7 @@ from hw2.run import DEFAULTS, PARAMETERS, read_params
 
 LIBRARY = sorted((ROOT/"nbs").glob("[0-9]*.ipynb"))
 EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
-PARAMS = sorted((ROOT/"nbs/experiments/params").glob("*.yaml"))
+PARAMS = sorted(p for p in (ROOT/"nbs/experiments/params").glob("*.yaml") if p.stem != "ablation")  # which is a sweep: test_ablation.py reads it
 LEFTOVERS = {"__pycache__", ".ipynb_checkpoints"}
 QUIET = Config({"KernelManager": {"transport_encryption": "auto"}})
 

@@ -92,6 +92,18 @@ def test_bag_of_words_is_the_brute_force_one(frames):
     assert np.allclose(BagOfWords(16, "mean").load(bag.state()).transform([video])[0], expected.mean(0))
 
 
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_normalised_bags_are_scikit_learns_and_their_products_hellingers_kernel(pool, frames):
+    from sklearn.preprocessing import normalize
+    described = np.stack([Descriptors(32).prepare(f) for f in frames])
+    videos = [described, described[:2], described[5:6], np.zeros_like(described)]  # the last one is flat throughout
+    bag = BagOfWords(16, pool).fit(videos)
+    plain, l1, hellinger = (BagOfWords(16, pool, norm).load(bag.state()).transform(videos) for norm in ("none", "l1", "hellinger"))
+    assert (plain == bag.transform(videos)).all() and {x.dtype.name for x in (plain, l1, hellinger)} == {"float32"}
+    assert np.allclose(l1, normalize(plain, "l1")) and np.allclose(hellinger @ hellinger.T, np.sqrt(l1[:, None] * l1).sum(-1), atol=1e-6)
+    assert not l1[3].any() and not hellinger[3].any()
+
+
 def test_vocabulary_of_few_descriptors_is_scikit_learns_k_means(frames):
     from sklearn.cluster import KMeans
     descriptors = np.concatenate([Descriptors(32).prepare(f) for f in frames])
