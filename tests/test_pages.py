@@ -34,7 +34,7 @@ def test_no_complaints_and_no_requests(opened, tiny_run):
 
 def test_every_picture_is_there(opened):
     widths = opened[0].eval_on_selector_all("img", "pictures => pictures.map(i => i.naturalWidth)")
-    assert len(widths) == 8 and all(widths)  # the model, three matrices, three pairs of curves, the pairs told apart
+    assert len(widths) == 7 + 4 * 3 and all(widths)  # of the set and all features together; matrix, curves, map and mistakes of each feature
     assert opened[0].eval_on_selector_all("img", "pictures => pictures.every(i => i.alt)")
 
 
@@ -43,6 +43,18 @@ def test_nothing_runs_out_of_the_page(opened):
     assert inside <= window
     outside = "all => all.filter(e => e.getBoundingClientRect().right > window.innerWidth + 1).length"
     assert opened[0].eval_on_selector_all("img, p, h1, h2, h3, .table", outside) == 0
+
+
+def test_a_table_can_be_taken_along(opened):
+    "Folded away below it, as Markdown and as LaTeX."
+    source = opened[0].locator("details").first
+    assert not source.locator("pre").first.is_visible()
+    source.locator("summary").click()
+    assert source.locator("pre").first.inner_text().startswith("| split | videos |") and "\\toprule" in source.locator("pre").last.inner_text()
+
+
+def test_the_file_is_small_enough_to_hand_in(tiny_run):
+    assert (tiny_run.folder/"report.html").stat().st_size < 8e6
 
 
 def test_the_report_reads_as_one(opened):
