@@ -16,6 +16,7 @@ from nbconvert import HTMLExporter
 
 from .core import whole, write_text
 from .data import read_manifest
+from .evidence import compared, gained
 from .report import SECONDS, called, captions, read_metrics, read_rows, read_stages, seed_spread, summary
 from .tables import to_markdown
 
@@ -50,14 +51,17 @@ def results_block(
     features = read_metrics(run)
     links = ", ".join(f"[{called(run, f)}](figures/stats_{f}.md)" for f in features)
     pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {html.escape(", ".join(captions(run, f)))}" width="640">\n' for f in features]
-    if (Path(run)/"figures/time_reversal.png").exists():
-        pictures.append('<img src="figures/time_reversal.png" alt="Pairs of classes that differ in the direction of time: share told right" width="640">\n')
+    pictures += [f'<img src="figures/{name}.png" alt="{alt}" width="640">\n' for name, alt in [
+        ("recall", "Recall of each class, the features side by side"),
+        ("time_reversal", "Pairs of classes that differ in the direction of time: share told right")] if (Path(run)/f"figures/{name}.png").exists()]
     made = f"The run `{Path(run).name}`: {videos} videos.{_fitted(run)} Per-class statistics: {links}.\n"
     spread = seed_spread(run)
     seeds = ["With every seed (the summary's figures are the first one's):\n", to_markdown(spread)] if spread["seeds"].max() > 1 else []
     results, rows = summary(run), read_rows(run)
     for ties in ("hardest", "easiest"): results.loc[:len(rows) - 1, ties] = [_few(m[ties]) for m in rows.values()]
-    return "\n".join([to_markdown(results), made, *seeds, *pictures])
+    real = [f"Which differences are real, on the same videos (95 % bootstrap interval; McNemar's exact p, Holm-corrected):\n\n{compared(run)}\n",
+            f"What the features gain together:\n\n{gained(run)}\n"] if len(features) > 1 else []
+    return "\n".join([to_markdown(results), made, *seeds, *real, *pictures])
 
 # %% ../nbs/42_page.ipynb #39aeae20
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
