@@ -125,7 +125,7 @@ def test_fusions_of_all_features(tiny_run):
 def test_figures_and_summary(tiny_run):
     expected = {f"{kind}_{f}.{suffix}" for f in FEATURES for kind, suffixes in
                 [("confusion", ["png", "svg"]), ("stats", ["csv", "md", "tex"]), ("curves", ["png"])] for suffix in suffixes}
-    expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion") for suffix in ("csv", "md", "tex")} 
+    expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion") for suffix in ("csv", "md", "tex")}
     expected |= {f"{picture}_{f}.png" for picture in ("map", "confused") for f in FEATURES}
     expected |= {f"{picture}.png" for picture in ("classes", "keypoints", "words", "recall", "seeds", "model", "time_reversal")}
     assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected
