@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'SEEN', 'shrunk', 'stills', 'plot_strips', 'sheet_plan', 'confused_pairs', 'mistaken', 'keypoints',
            'plot_keypoints', 'patch', 'closest', 'telling_words', 'save_photos']
 
-# %% ../nbs/38b_scenes.ipynb #7249caad
+# %% ../nbs/38b_scenes.ipynb #1aca3933
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from .metrics import checked
 from .sift import nearest
 from .video import VideoError, decode, probe, shown
 
-# %% ../nbs/38b_scenes.ipynb #c3a772cc
+# %% ../nbs/38b_scenes.ipynb #7c0ea2cf
 def shrunk(
     frame: np.ndarray,  # (h, w, 3) or (h, w) uint8
     most: int = 144,  # pixels, the longer side
@@ -51,7 +51,7 @@ def stills(
     except VideoError: return []
     return [frames[p] for p in at]
 
-# %% ../nbs/38b_scenes.ipynb #51c78494
+# %% ../nbs/38b_scenes.ipynb #b5a79e3b
 WIDTH = 8.5  # inches, of a picture that fills the page
 
 
@@ -77,22 +77,23 @@ def plot_strips(
     "Each strip's frames in a row, its caption above them."
     n = max(len(frames) for _, frames in strips)
     columns = min(max(1, across // n), len(strips))
-    rows, wide = math.ceil(len(strips) / columns), columns * (n + .3) - .3
+    gap = .3 if n > 1 else .1
+    rows, wide = math.ceil(len(strips) / columns), columns * (n + gap) - gap
     high = float(np.clip(max(f.shape[0] / f.shape[1] for _, frames in strips for f in frames), .3, 1.25))
     inch = min(WIDTH / wide, 1.3)  # a frame's width
     if ax is None: ax = plt.figure(figsize=(wide * inch, rows * (high * inch + .24))).add_axes((0, 0, 1, 1))
     else: inch = ax.get_window_extent().width / ax.figure.dpi / wide
-    line, size = .24 / inch, 8.5 if n > 1 else 7  # a caption's height in frames' widths, and in points
+    line, size = .24 / inch, 8.5 if n > 1 else 6.5  # a caption's height in frames' widths, and in points
     for i, (caption, frames) in enumerate(strips):
-        x, y = i % columns * (n + .3), i // columns * (high + line)
-        ax.text(x, y + .75 * line, _short(caption, int(n * inch * 72 / (.6 * size))), size=size, parse_math=False)
+        x, y = i % columns * (n + gap), i // columns * (high + line)
+        ax.text(x, y + .75 * line, _short(caption, int((n + gap) * inch * 72 / (.57 * size))), size=size, parse_math=False)
         for j, frame in enumerate(frames): _put(ax, frame, x + j, y + line, high)
     ax.set(xlim=(0, wide), ylim=(rows * (high + line), 0), aspect="equal")
     ax.axis("off")
     if title: ax.set_title(title, loc="left", size=10, parse_math=False)
     return ax
 
-# %% ../nbs/38b_scenes.ipynb #0ce9a1e1
+# %% ../nbs/38b_scenes.ipynb #cfc1a003
 def sheet_plan(
     k: int,  # classes
     most: int = 60,  # classes that one sheet has room for
@@ -101,7 +102,7 @@ def sheet_plan(
     n = next((n for limit, n in ((4, 6), (8, 4), (18, 3), (30, 2)) if k <= limit), 1)
     return np.unique(np.linspace(0, k - 1, min(k, most)).round().astype(int)), n
 
-# %% ../nbs/38b_scenes.ipynb #0bb6861d
+# %% ../nbs/38b_scenes.ipynb #672e057e
 def confused_pairs(
     matrix,  # (k, k) counts, rows true
     names: Sequence[str],  # k class names
@@ -123,7 +124,7 @@ def mistaken(
     rows = predictions[(predictions["label"] == true) & (predictions["pred"] == pred)]
     return rows[["id"]].assign(p=rows[f"p_{pred}"]).sort_values("p", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/38b_scenes.ipynb #3fea9929
+# %% ../nbs/38b_scenes.ipynb #e1d3e8c8
 def keypoints(
     grey: np.ndarray,  # (h, w) uint8
     most: int = 32,
@@ -134,7 +135,7 @@ def keypoints(
     order = np.argsort([-k.response for k in found], kind="stable")[:most]
     return np.array([(found[i].pt[0] - .25, found[i].pt[1] - .25, found[i].size, np.radians(found[i].angle)) for i in order]), rows[order].astype(np.uint8)
 
-# %% ../nbs/38b_scenes.ipynb #b3d58845
+# %% ../nbs/38b_scenes.ipynb #28253f22
 def plot_keypoints(
     grey: np.ndarray,  # (h, w) uint8
     K: np.ndarray,  # (n, 4), see `keypoints`
@@ -156,7 +157,7 @@ def plot_keypoints(
     if title: ax.set_title(_short(title, 40), loc="left", size=9, parse_math=False)
     return ax
 
-# %% ../nbs/38b_scenes.ipynb #0beeb246
+# %% ../nbs/38b_scenes.ipynb #fa5385f2
 SEEN = 6  # the side of what a descriptor sees, in its keypoint's diameters
 
 
@@ -170,12 +171,13 @@ def patch(
     fine = max(side, math.ceil(SEEN * diameter))  # a large one is cut out as it is, then made smaller
     turn = SEEN * diameter / fine * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shift = np.array([x, y]) - turn @ np.full(2, (fine - 1) / 2)
-    cut = cv2.warpAffine(grey, np.column_stack([turn, shift]), (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderValue=128)
-    low, high = np.percentile(cut, (2, 98))
-    cut = np.clip((cut - low) * 255 / max(high - low, 1), 0, 255).astype(np.uint8)
+    cut, there = (cv2.warpAffine(a, np.column_stack([turn, shift]), (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+                  for a in (grey, np.full_like(grey, 255)))
+    low, high = np.percentile(cut[there > 127], (2, 98))
+    cut = np.where(there > 127, np.clip((cut - low) * 255 / max(high - low, 1), 0, 255), 128).astype(np.uint8)
     return cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/38b_scenes.ipynb #d93bb975
+# %% ../nbs/38b_scenes.ipynb #9f5451f9
 def closest(
     D: np.ndarray,  # (m, 128) uint8 descriptors
     owner: np.ndarray,  # (m,) the video that each is from
@@ -189,7 +191,7 @@ def closest(
     mine = mine[np.argsort(far, kind="stable")]
     return mine[np.sort(np.unique(owner[mine], return_index=True)[1])][:most]
 
-# %% ../nbs/38b_scenes.ipynb #105e66f0
+# %% ../nbs/38b_scenes.ipynb #c2cf80de
 def telling_words(
     X: np.ndarray,  # (n, k) float32, how often each video shows each word
     y: np.ndarray,  # (n,) labels
@@ -199,7 +201,7 @@ def telling_words(
     with threadpool_limits(1): score = np.nan_to_num(chi2(X, y)[0], nan=-1)  # a word that nobody shows has none
     return np.argsort(-score, kind="stable")[:most][:(score >= 0).sum()]
 
-# %% ../nbs/38b_scenes.ipynb #391eac8a
+# %% ../nbs/38b_scenes.ipynb #5064ebe2
 def save_photos(
     fig: Figure,
     stem: str | Path,  # the path without its suffix
