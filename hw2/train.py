@@ -67,8 +67,8 @@ def poolers_of(
     params: dict,
     units: list[np.ndarray],  # the training videos'
 ) -> list:  # one a seed, or a single one for all of them
-    "What turns units into vectors, fitted; where nothing is learned there is nothing that a seed could change."
-    found = [pooler_of(feature, params, seed).fit(units) for seed in params["seeds"]]
+    "What turns units into vectors, fitted; where nothing is learned there is nothing that a seed could change, and early fusion takes the first seed's words."
+    found = [pooler_of(feature, params, seed).fit(units) for seed in params["seeds"][:1 if feature == "early" else None]]
     return found if found[0].state() else found[:1]
 
 
