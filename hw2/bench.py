@@ -206,9 +206,9 @@ def write_bench(
     notes: str = "",
 ) -> None:
     "Write table, text and picture, whole."
-    out = Path(out)
+    out, text = Path(out), bench_text(rows, left_out, notes)  # which names the revision: before a file of it changes
     write_csv(out/"bench.csv", pd.DataFrame(rows)[["stage", "against", "ratio", "goal"]].round(4))
-    write_text(out/"bench.md", bench_text(rows, left_out, notes))
+    write_text(out/"bench.md", text)
     save_figure(plot_bench(rows).figure, out/"bench", formats=["png"])
 
 # %% ../nbs/60_bench.ipynb #60bed65a
