@@ -7,7 +7,7 @@ __all__ = ['PROFILES', 'TICKS', 'RIGHT', 'WRONG', 'STYLE', 'playable', 'as_mp4',
            'cell_videos', 'first_cell', 'neighbours', 'player', 'answer_table', 'videos_page', 'Matrix',
            'cell_sentence', 'Explorer']
 
-# %% ../nbs/45_explore.ipynb #81f05f7c
+# %% ../nbs/45_explore.ipynb #4b1320b7
 import html
 import io
 from base64 import b64encode
@@ -36,7 +36,7 @@ from .store import load
 from .tables import visible
 from .video import Video, VideoError, decode, probe
 
-# %% ../nbs/45_explore.ipynb #a5981822
+# %% ../nbs/45_explore.ipynb #99a76111
 PROFILES = {"Baseline", "Constrained Baseline", "Main", "High"}  # of H.264, those with 8 bits and 4:2:0
 
 
@@ -52,7 +52,7 @@ def playable(
         if "webm" not in form or codec.name not in {"vp8", "vp9"}: return ""
     with open(path, "rb") as f: return "video/webm" if b"webm" in f.read(64) else ""  # FFmpeg calls every Matroska file so
 
-# %% ../nbs/45_explore.ipynb #8e4cecf3
+# %% ../nbs/45_explore.ipynb #585b67e6
 TICKS = 90_000  # time stamps a second in the MP4 that is made
 
 
@@ -98,7 +98,7 @@ def _timed(packets: list, lengths: dict[int, int]) -> list:
     for p in packets: p.duration = lengths.get(p.pts, p.duration)
     return packets
 
-# %% ../nbs/45_explore.ipynb #a14408a4
+# %% ../nbs/45_explore.ipynb #72a77270
 @dataclass(frozen=True)
 class Clip:
     "A video as a browser plays it."
@@ -122,7 +122,7 @@ def clip(
         return Clip(as_mp4(video, side, seconds, most), "video/mp4", "encoded anew to be shown here" + cut)
     except (av.error.FFmpegError, OSError, ValueError, MemoryError) as e: raise VideoError(path, str(e)) from e
 
-# %% ../nbs/45_explore.ipynb #bcf8430c
+# %% ../nbs/45_explore.ipynb #54f1048b
 def trained(
     run: str | Path,  # runs/<name>
 ) -> list[str]:  # in the order of the run's parameters
@@ -138,7 +138,7 @@ def runs_in(
     "The runs that have predictions."
     return sorted(p.parent.name for p in Path(folder).glob("*/params.yaml") if any(p.parent.glob("*/predictions.csv")))
 
-# %% ../nbs/45_explore.ipynb #c14fa608
+# %% ../nbs/45_explore.ipynb #ba7bd043
 def answers(
     run: str | Path,
 ) -> pd.DataFrame:  # index `id`; path, split, fold, label; per feature `pred_*`, `p_*` (its probability), `true_*` (that of the true class)
@@ -164,7 +164,7 @@ def cell_videos(
     here = (told["split"] == split) & (told["label"] == true) & (told[f"pred_{feature}"] == predicted)
     return told[here.fillna(False)].sort_values(f"p_{feature}", ascending=False, kind="stable")
 
-# %% ../nbs/45_explore.ipynb #789ad925
+# %% ../nbs/45_explore.ipynb #b914cb18
 def first_cell(
     matrix,  # (k, k) counts
 ) -> tuple[int, int]:  # true, predicted
@@ -173,7 +173,7 @@ def first_cell(
     wrong = C - np.diag(np.diag(C))
     return tuple(map(int, np.unravel_index((wrong if wrong.any() else C).argmax(), C.shape)))
 
-# %% ../nbs/45_explore.ipynb #75278e2a
+# %% ../nbs/45_explore.ipynb #b33a211f
 def neighbours(
     run: str | Path,
     feature: str,  # "sift", "cnn", "cnn3d"
@@ -195,7 +195,7 @@ def neighbours(
             found.append(rows.iloc[train[at]][["id", "path", "label"]].assign(of=i, distance=far))
     return pd.concat(found, ignore_index=True)[["of", "id", "path", "label", "distance"]]
 
-# %% ../nbs/45_explore.ipynb #4e81dd1c
+# %% ../nbs/45_explore.ipynb #b03367f6
 def _text(value) -> str:
     "What HTML shows as `value`."
     return html.escape(visible(value))
@@ -219,13 +219,13 @@ def player(
     note = f'<div class="hw2-note">{_text(found.note)}</div>' if found.note else ""
     return f'<video src="{url}" width="{width}" aria-label="{_text(label)}" controls loop muted autoplay playsinline></video>{note}'
 
-# %% ../nbs/45_explore.ipynb #1128963a
+# %% ../nbs/45_explore.ipynb #e41ec882
 RIGHT, WRONG = '<b class="hw2-right">✓</b>', '<b class="hw2-wrong">✗</b>'
 
 
 def _bar(p: float) -> str:
     "A probability as a number and as a length."
-    return f'<td class="hw2-p"><i style="width: {100 * p:.0f}%"></i><span>{p:.3f}</span></td>'
+    return f'<td>{p:.3f}<i style="width: {100 * p:.0f}%"></i></td>'
 
 
 def answer_table(
@@ -235,7 +235,7 @@ def answer_table(
     chosen: str | None = None,  # the feature to point out
 ) -> str:  # HTML
     "What every feature takes the video for, how probable it finds that, and how probable the true class."
-    lines = ["<tr><th>feature</th><th>takes it for</th><th>probability</th><th>of the true class</th></tr>"]
+    lines = ["<tr><th>feature</th><th>takes it for</th><th>p</th><th>p of the true class</th></tr>"]
     for f, name in features.items():
         kind = ' class="hw2-chosen"' if f == chosen else ""
         if pd.isna(video[f"pred_{f}"]): cells = '<td colspan="3">could not read this video</td>'
@@ -245,7 +245,7 @@ def answer_table(
         lines.append(f"<tr{kind}><th>{_text(name)}</th>{cells}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
-# %% ../nbs/45_explore.ipynb #455f2abe
+# %% ../nbs/45_explore.ipynb #b70c0fc0
 def videos_page(
     run: str | Path,
     videos: pd.DataFrame,  # rows of `answers`, few
@@ -258,7 +258,7 @@ def videos_page(
     try: near = neighbours(run, feature, videos.index.tolist(), k)
     except (OSError, ValueError) as e: why = f'<div class="hw2-note">Nearest training videos cannot be told: {_text(_why(e))}.</div>'
     with ThreadPoolExecutor() as pool:
-        large = list(pool.map(lambda path, i: player(root/path, 232, f"video {i}"), videos["path"], videos.index))
+        large = list(pool.map(lambda path, i: player(root/path, 184, f"video {i}"), videos["path"], videos.index))
         light = dict(side=240, seconds=8, most=300_000)
         near["shown"] = list(pool.map(lambda path, y: player(root/path, 104, f"training video of {classes[y]}", **light), near["path"], near["label"]))
     cards = [_card(i, video, shown, near[near["of"] == i], why, feature, features, classes) for shown, (i, video) in zip(large, videos.iterrows())]
@@ -273,7 +273,7 @@ def _card(i, video, shown, near, why, feature, features, classes) -> str:
     return (f'<section class="hw2-card"><figure class="hw2-large">{shown}<figcaption>{_text(i)}</figcaption></figure>'
             f'<div>{answer_table(video, features, classes, feature)}</div><div class="hw2-near">{head}<div class="hw2-strip">{strip}</div></div></section>')
 
-# %% ../nbs/45_explore.ipynb #681c6ccd
+# %% ../nbs/45_explore.ipynb #540f7e54
 class Matrix:
     "A confusion matrix on an interactive canvas; whoever made it is called with the cell that was clicked."
     def __init__(self,
@@ -303,9 +303,10 @@ class Matrix:
         "Draw a matrix; where it is large, with the tools to zoom."
         self.clear()
         self.counts, self.classes, large = checked(matrix, classes), classes, len(classes) > 25
-        self.figure.set_size_inches(7.2 if large else 5.6, 6.8 if large else 5.4)
+        self.figure.set_size_inches(7.2 if large else 5.6, 6.6 if large else 5.3)
         self.axes = plot_confusion(matrix, classes, title, self.figure.add_subplot())
         self.canvas.toolbar.update()  # home is here
+        if len(classes) <= 40: self.axes.collections[0].colorbar.remove()  # the numbers are there
         self.axes.format_coord = self._said
         halo = [patheffects.withStroke(linewidth=6, foreground="white")]
         self.frame = self.axes.add_patch(Rectangle((0, 0), 1, 1, fill=False, ec="#D55E00", lw=3, path_effects=halo, visible=False, clip_on=large, zorder=5))
@@ -333,10 +334,10 @@ class Matrix:
         if self.axes is None or event.inaxes is not self.axes or event.button != MouseButton.LEFT or str(self.canvas.toolbar.mode): return
         self.chosen(*self._at(event.xdata, event.ydata))
 
-# %% ../nbs/45_explore.ipynb #e2c996de
+# %% ../nbs/45_explore.ipynb #d729a022
 STYLE = """<style>
 .hw2-sentence { line-height: 1.4; font-size: 14px; margin: 0 0 4px; overflow-wrap: anywhere; }
-.hw2-card { display: grid; grid-template-columns: 232px minmax(0, 1fr); gap: 6px 16px; padding: 12px 0; border-top: 1px solid var(--jp-border-color2, #e0e0e0);
+.hw2-card { display: grid; grid-template-columns: 184px minmax(0, 1fr); gap: 8px 16px; padding: 12px 0; border-top: 1px solid var(--jp-border-color2, #e0e0e0);
   line-height: 1.35; color: var(--jp-ui-font-color1, #1c2630); }
 .hw2-card figure { margin: 0; }
 .hw2-card video { display: block; border-radius: 3px; background: #10161c; }
@@ -344,12 +345,13 @@ STYLE = """<style>
 .hw2-card figcaption { margin-top: 3px; }
 .hw2-gone { box-sizing: border-box; padding: 10px; font-size: 12px; overflow-wrap: anywhere;
   border: 1px dashed var(--jp-border-color1, #8aa4b8); border-radius: 3px; }
-.hw2-card table { border-collapse: collapse; width: 100%; font-size: 12.5px; font-variant-numeric: tabular-nums; }
-.hw2-card th, .hw2-card td { text-align: left; padding: 4px 8px 4px 0; font-weight: normal; overflow-wrap: anywhere; }
-.hw2-card tr:first-child th { font-size: 11.5px; color: var(--jp-ui-font-color2, #55697a); border-bottom: 1px solid var(--jp-border-color2, #e0e0e0); }
+.hw2-card table { border-collapse: collapse; table-layout: fixed; width: 100%; max-width: 460px; font-size: 12.5px; font-variant-numeric: tabular-nums; }
+.hw2-card th, .hw2-card td { text-align: left; vertical-align: top; padding: 5px 8px 5px 0; font-weight: normal; overflow-wrap: break-word; }
+.hw2-card tr:first-child th { font-size: 11.5px; padding-top: 0; vertical-align: bottom; color: var(--jp-ui-font-color2, #55697a);
+  border-bottom: 1px solid var(--jp-border-color2, #e0e0e0); }
+.hw2-card tr:first-child th:nth-child(2) { width: 36%; } .hw2-card tr:first-child th:nth-child(n + 3) { width: 18%; }
 .hw2-card tr.hw2-chosen th, .hw2-card tr.hw2-chosen td { font-weight: bold; }
-.hw2-p { position: relative; width: 84px; }
-.hw2-p i { position: absolute; left: 0; bottom: 1px; height: 3px; background: #0072B2; }
+.hw2-card i { display: block; height: 3px; margin-top: 1px; background: #0072B2; }
 .hw2-right { color: #0072B2; } .hw2-wrong { color: #D55E00; }
 .hw2-near { grid-column: 1 / -1; }
 .hw2-strip { display: flex; flex-wrap: wrap; gap: 6px 8px; margin-top: 4px; }
@@ -357,7 +359,7 @@ STYLE = """<style>
 .hw2-waiting { opacity: .35; }
 </style>"""
 
-# %% ../nbs/45_explore.ipynb #885fa61d
+# %% ../nbs/45_explore.ipynb #b094a258
 def cell_sentence(
     matrix,  # (k, k) counts
     true: int,
@@ -374,7 +376,7 @@ def cell_sentence(
     if of == 1: return f"The only {kind} video of {name} is {'not ' * (n == 0)}{done} by <b>{_text(feature)}</b>."
     return f"{n or 'None'} of the {of:,} {kind} videos of {name} {verb} {done} by <b>{_text(feature)}</b>{', the surest first' * (n > 1)}."
 
-# %% ../nbs/45_explore.ipynb #03b0c75f
+# %% ../nbs/45_explore.ipynb #03643e10
 def _menu(what: str) -> widgets.Dropdown:
     "A menu without choices."
     return widgets.Dropdown(description=what, layout=widgets.Layout(width="auto", max_width="100%"), style={"description_width": "initial"})
@@ -393,9 +395,9 @@ def _offer(
 
 def _row(*children, **layout) -> widgets.Box:
     "Widgets beside each other, on several lines where there is no room."
-    return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", **layout))
+    return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", grid_gap="4px 12px", **layout))
 
-# %% ../nbs/45_explore.ipynb #62b45bd4
+# %% ../nbs/45_explore.ipynb #40708273
 class _Panel(widgets.VBox):
     "The explorer's widgets and where they stand."
     def __init__(self):
@@ -405,11 +407,11 @@ class _Panel(widgets.VBox):
         self.pages = widgets.HBox([self.back, self.where, self.on])
         self.matrix = Matrix(self.choose)
         left = widgets.VBox([self.matrix.canvas, _row(self.true, self.predicted)], layout=widgets.Layout(flex="0 0 auto", max_width="100%"))
-        right = widgets.VBox([self.sentence, self.videos, self.pages], layout=widgets.Layout(flex="1 1 460px", min_width="0", margin="0 0 0 12px"))
+        right = widgets.VBox([self.sentence, self.videos, self.pages], layout=widgets.Layout(flex="1 1 460px", min_width="0", margin="0"))
         style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
         super().__init__([style, _row(self.run, self.feature, self.split), _row(left, right, align_items="flex-start")])
 
-# %% ../nbs/45_explore.ipynb #f89f4e35
+# %% ../nbs/45_explore.ipynb #c448bd10
 class _Steps(_Panel):
     "From a run to its matrix, to a cell, to a page of videos: each step takes those after it."
     @property
@@ -466,7 +468,7 @@ class _Steps(_Panel):
         self.where.value, self.back.disabled, self.on.disabled = f"{first + 1} to {last} of {of}", first == 0, last == of
         self.pages.layout.display = "flex" if of > self.n else "none"
 
-# %% ../nbs/45_explore.ipynb #351f3d18
+# %% ../nbs/45_explore.ipynb #e85f53e5
 class Explorer(_Steps):
     "A run's confusion matrix, and the videos of the cell that is chosen in it."
     def __init__(self,

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
@@ -61,7 +62,7 @@ def backend():
 
 def notebook_for(run: Path) -> nbformat.NotebookNode:
     "The notebook with this run for its parameters."
-    return parameterize_notebook(nbformat.read(NOTEBOOK, 4), {"name": run.name, "runs": str(run.parent)})
+    return parameterize_notebook(load_notebook_node(str(NOTEBOOK)), {"name": run.name, "runs": str(run.parent)})
 
 
 # What it says of the videos
@@ -193,6 +194,7 @@ def place_of(run: Path, feature: str, cell: tuple[int, int]) -> tuple[float, flo
     return x, 1 - y
 
 
+CONNECTED = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.connectionStatus === 'connected'"
 PLAYING = "() => { const v = [...document.querySelectorAll('.hw2-card video')]; return v.length > 0 && v.every(x => x.readyState >= 2 && x.currentTime > 0) }"
 
 
@@ -208,8 +210,8 @@ def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.goto(f"{lab}/lab/tree/explore.ipynb", wait_until="load")
         page.wait_for_selector(".jp-NotebookPanel .jp-Notebook", timeout=60_000)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_function(CONNECTED, timeout=60_000)
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
         canvas = page.locator(".jupyter-matplotlib canvas").last
         canvas.wait_for(timeout=60_000)
         page.wait_for_function(PLAYING, timeout=30_000)  # it opens with a cell that has videos
