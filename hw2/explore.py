@@ -7,7 +7,7 @@ __all__ = ['PROFILES', 'TICKS', 'RIGHT', 'WRONG', 'STYLE', 'playable', 'as_mp4',
            'cell_videos', 'first_cell', 'neighbours', 'player', 'answer_table', 'videos_page', 'Matrix',
            'cell_sentence', 'Explorer']
 
-# %% ../nbs/45_explore.ipynb #4b1320b7
+# %% ../nbs/45_explore.ipynb #3ffa8699
 import html
 import io
 from base64 import b64encode
@@ -36,7 +36,7 @@ from .store import load
 from .tables import visible
 from .video import Video, VideoError, decode, probe
 
-# %% ../nbs/45_explore.ipynb #99a76111
+# %% ../nbs/45_explore.ipynb #d89280ce
 PROFILES = {"Baseline", "Constrained Baseline", "Main", "High"}  # of H.264, those with 8 bits and 4:2:0
 
 
@@ -52,7 +52,7 @@ def playable(
         if "webm" not in form or codec.name not in {"vp8", "vp9"}: return ""
     with open(path, "rb") as f: return "video/webm" if b"webm" in f.read(64) else ""  # FFmpeg calls every Matroska file so
 
-# %% ../nbs/45_explore.ipynb #585b67e6
+# %% ../nbs/45_explore.ipynb #c677ae9b
 TICKS = 90_000  # time stamps a second in the MP4 that is made
 
 
@@ -98,7 +98,7 @@ def _timed(packets: list, lengths: dict[int, int]) -> list:
     for p in packets: p.duration = lengths.get(p.pts, p.duration)
     return packets
 
-# %% ../nbs/45_explore.ipynb #72a77270
+# %% ../nbs/45_explore.ipynb #be834d81
 @dataclass(frozen=True)
 class Clip:
     "A video as a browser plays it."
@@ -122,7 +122,7 @@ def clip(
         return Clip(as_mp4(video, side, seconds, most), "video/mp4", "encoded anew to be shown here" + cut)
     except (av.error.FFmpegError, OSError, ValueError, MemoryError) as e: raise VideoError(path, str(e)) from e
 
-# %% ../nbs/45_explore.ipynb #54f1048b
+# %% ../nbs/45_explore.ipynb #8cfc9125
 def trained(
     run: str | Path,  # runs/<name>
 ) -> list[str]:  # in the order of the run's parameters
@@ -138,7 +138,7 @@ def runs_in(
     "The runs that have predictions."
     return sorted(p.parent.name for p in Path(folder).glob("*/params.yaml") if any(p.parent.glob("*/predictions.csv")))
 
-# %% ../nbs/45_explore.ipynb #ba7bd043
+# %% ../nbs/45_explore.ipynb #b9e46649
 def answers(
     run: str | Path,
 ) -> pd.DataFrame:  # index `id`; path, split, fold, label; per feature `pred_*`, `p_*` (its probability), `true_*` (that of the true class)
@@ -164,7 +164,7 @@ def cell_videos(
     here = (told["split"] == split) & (told["label"] == true) & (told[f"pred_{feature}"] == predicted)
     return told[here.fillna(False)].sort_values(f"p_{feature}", ascending=False, kind="stable")
 
-# %% ../nbs/45_explore.ipynb #b914cb18
+# %% ../nbs/45_explore.ipynb #fae6bc91
 def first_cell(
     matrix,  # (k, k) counts
 ) -> tuple[int, int]:  # true, predicted
@@ -173,7 +173,7 @@ def first_cell(
     wrong = C - np.diag(np.diag(C))
     return tuple(map(int, np.unravel_index((wrong if wrong.any() else C).argmax(), C.shape)))
 
-# %% ../nbs/45_explore.ipynb #b33a211f
+# %% ../nbs/45_explore.ipynb #56446911
 def neighbours(
     run: str | Path,
     feature: str,  # "sift", "cnn", "cnn3d"
@@ -195,7 +195,7 @@ def neighbours(
             found.append(rows.iloc[train[at]][["id", "path", "label"]].assign(of=i, distance=far))
     return pd.concat(found, ignore_index=True)[["of", "id", "path", "label", "distance"]]
 
-# %% ../nbs/45_explore.ipynb #b03367f6
+# %% ../nbs/45_explore.ipynb #332bb806
 def _text(value) -> str:
     "What HTML shows as `value`."
     return html.escape(visible(value))
@@ -219,7 +219,7 @@ def player(
     note = f'<div class="hw2-note">{_text(found.note)}</div>' if found.note else ""
     return f'<video src="{url}" width="{width}" aria-label="{_text(label)}" controls loop muted autoplay playsinline></video>{note}'
 
-# %% ../nbs/45_explore.ipynb #e41ec882
+# %% ../nbs/45_explore.ipynb #d30d9cd9
 RIGHT, WRONG = '<b class="hw2-right">✓</b>', '<b class="hw2-wrong">✗</b>'
 
 
@@ -245,7 +245,7 @@ def answer_table(
         lines.append(f"<tr{kind}><th>{_text(name)}</th>{cells}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
-# %% ../nbs/45_explore.ipynb #b70c0fc0
+# %% ../nbs/45_explore.ipynb #534c7060
 def videos_page(
     run: str | Path,
     videos: pd.DataFrame,  # rows of `answers`, few
@@ -273,7 +273,7 @@ def _card(i, video, shown, near, why, feature, features, classes) -> str:
     return (f'<section class="hw2-card"><figure class="hw2-large">{shown}<figcaption>{_text(i)}</figcaption></figure>'
             f'<div>{answer_table(video, features, classes, feature)}</div><div class="hw2-near">{head}<div class="hw2-strip">{strip}</div></div></section>')
 
-# %% ../nbs/45_explore.ipynb #540f7e54
+# %% ../nbs/45_explore.ipynb #a18782c8
 class Matrix:
     "A confusion matrix on an interactive canvas; whoever made it is called with the cell that was clicked."
     def __init__(self,
@@ -334,7 +334,7 @@ class Matrix:
         if self.axes is None or event.inaxes is not self.axes or event.button != MouseButton.LEFT or str(self.canvas.toolbar.mode): return
         self.chosen(*self._at(event.xdata, event.ydata))
 
-# %% ../nbs/45_explore.ipynb #d729a022
+# %% ../nbs/45_explore.ipynb #c3ec44c3
 STYLE = """<style>
 .hw2-sentence { line-height: 1.4; font-size: 14px; margin: 0 0 4px; overflow-wrap: anywhere; }
 .hw2-card { display: grid; grid-template-columns: 184px minmax(0, 1fr); gap: 8px 16px; padding: 12px 0; border-top: 1px solid var(--jp-border-color2, #e0e0e0);
@@ -359,7 +359,7 @@ STYLE = """<style>
 .hw2-waiting { opacity: .35; }
 </style>"""
 
-# %% ../nbs/45_explore.ipynb #b094a258
+# %% ../nbs/45_explore.ipynb #a26de1da
 def cell_sentence(
     matrix,  # (k, k) counts
     true: int,
@@ -376,7 +376,7 @@ def cell_sentence(
     if of == 1: return f"The only {kind} video of {name} is {'not ' * (n == 0)}{done} by <b>{_text(feature)}</b>."
     return f"{n or 'None'} of the {of:,} {kind} videos of {name} {verb} {done} by <b>{_text(feature)}</b>{', the surest first' * (n > 1)}."
 
-# %% ../nbs/45_explore.ipynb #03643e10
+# %% ../nbs/45_explore.ipynb #c4342f5d
 def _menu(what: str) -> widgets.Dropdown:
     "A menu without choices."
     return widgets.Dropdown(description=what, layout=widgets.Layout(width="auto", max_width="100%"), style={"description_width": "initial"})
@@ -397,7 +397,7 @@ def _row(*children, **layout) -> widgets.Box:
     "Widgets beside each other, on several lines where there is no room."
     return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", grid_gap="4px 12px", **layout))
 
-# %% ../nbs/45_explore.ipynb #40708273
+# %% ../nbs/45_explore.ipynb #470c2dd0
 class _Panel(widgets.VBox):
     "The explorer's widgets and where they stand."
     def __init__(self):
@@ -411,7 +411,7 @@ class _Panel(widgets.VBox):
         style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
         super().__init__([style, _row(self.run, self.feature, self.split), _row(left, right, align_items="flex-start")])
 
-# %% ../nbs/45_explore.ipynb #c448bd10
+# %% ../nbs/45_explore.ipynb #5d420ba3
 class _Steps(_Panel):
     "From a run to its matrix, to a cell, to a page of videos: each step takes those after it."
     @property
@@ -468,7 +468,7 @@ class _Steps(_Panel):
         self.where.value, self.back.disabled, self.on.disabled = f"{first + 1} to {last} of {of}", first == 0, last == of
         self.pages.layout.display = "flex" if of > self.n else "none"
 
-# %% ../nbs/45_explore.ipynb #e85f53e5
+# %% ../nbs/45_explore.ipynb #0c9aa699
 class Explorer(_Steps):
     "A run's confusion matrix, and the videos of the cell that is chosen in it."
     def __init__(self,
