@@ -183,7 +183,7 @@ def best(
     score = rows.pivot_table(index="value", columns="split", values="mean").reindex(list(dict.fromkeys(rows["value"])))  # over the features
     val = rows[rows["split"] == "val"].groupby("value", sort=False)
     se, base = val["se"].agg(lambda e: np.sqrt(np.square(e).sum()) / len(e)), val["base"].all().idxmax()
-    top = score["val"].idxmax()
+    top = base if score.loc[base, "val"] == score["val"].max() else score["val"].idxmax()
     alike = score.index[score["val"] >= score.loc[top, "val"] - se[top]].tolist()
     seen = {f"{split}_{name}": float(score.loc[value, split]) for split in score.columns for name, value in (("base", base), ("best", top))}
     return dict(factor=factor, features=", ".join(dict.fromkeys(f.split(" ")[0] for f in rows["feature"])), base=base, best=top,
