@@ -183,7 +183,7 @@ def best(
     score = rows.pivot_table(index="value", columns="split", values="mean").reindex(list(dict.fromkeys(rows["value"])))  # over the features
     val = rows[rows["split"] == "val"].groupby("value", sort=False)
     se, base = val["se"].agg(lambda e: np.sqrt(np.square(e).sum()) / len(e)), val["base"].all().idxmax()
-    top = score["val"].idxmax()
+    top = base if score.loc[base, "val"] == score["val"].max() else score["val"].idxmax()
     alike = score.index[score["val"] >= score.loc[top, "val"] - se[top]].tolist()
     seen = {f"{split}_{name}": float(score.loc[value, split]) for split in score.columns for name, value in (("base", base), ("best", top))}
     return dict(factor=factor, features=", ".join(dict.fromkeys(f.split(" ")[0] for f in rows["feature"])), base=base, best=top,
@@ -242,22 +242,28 @@ def plot_sweep(
     heights = [table.loc[table["factor"] == f, "value"].nunique() for f in factors]
     size = 2.2 + 2.2 * len(features), 1.2 + .23 * (sum(heights) + len(factors))  # inches
     fig, axs = plt.subplots(len(factors), len(features), figsize=size, sharex="col", squeeze=False, layout="constrained", height_ratios=heights)
-    for i, factor in enumerate(factors):
-        for j, feature in enumerate(features): _panel(table, factor, feature, axs[i, j], first=j == 0, last=i == len(factors) - 1)
-        axs[i, 0].set_ylabel(factor, rotation=0, ha="right", va="center", weight="bold", parse_math=False)
-    fig.align_ylabels(axs[:, 0])
+    for row, factor in zip(axs, factors):
+        for ax, feature in zip(row, features): plot_factor(table, factor, feature, ax)
+        _label(row, factor)
+    for column in axs.T: fig.align_ylabels(column)
     for ax, feature in zip(axs[0], features): ax.set_title(feature, color=FEATURES[feature], size=11, weight="bold")
     fig.supxlabel("top-1, mean over seeds; line: lowest to highest seed. Full: validation, hollow: test. Pale: the base ± one standard error", size=9)
     return fig
 
 
-def _panel(table: pd.DataFrame, factor: str, feature: str, ax: plt.Axes, first: bool, last: bool) -> None:
-    "One cell of the picture, blank where the factor does not concern the feature."
-    plot_factor(table, factor, feature, ax)
-    if not first: ax.tick_params(labelleft=False)
-    if not ax.lines and not last:
-        ax.spines["bottom"].set_visible(False)
-        ax.tick_params(bottom=False)
+def _label(
+    row: Sequence[plt.Axes],  # the features' panels of one factor
+    factor: str,
+) -> None:
+    "Values and factor beside the first panel that holds anything; what stands in a blank one takes no room."
+    first = next(ax for ax in row if ax.lines)
+    for ax in row:
+        if ax is not first: ax.tick_params(labelleft=False)
+        if not ax.lines and not ax.get_subplotspec().is_last_row():
+            ax.spines["bottom"].set_visible(False)
+            ax.tick_params(bottom=False)
+    first.set_ylabel(factor, rotation=0, ha="right", va="center", weight="bold", parse_math=False)
+    first.yaxis.set_in_layout(first is row[0])
 
 # %% ../nbs/44_sweep.ipynb #904f1b20
 def shown(
