@@ -115,11 +115,11 @@ h5 {{ margin: .6rem 0 .2rem; font-size: .86rem; }}
 img {{ display: block; max-width: 100%; height: auto; margin: .8rem 0; }}
 .table {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .28rem .7rem; text-align: right; vertical-align: top; }}
+th, td {{ padding: .28rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }}
 th {{ border-bottom: 1.5px solid #55697a; color: #35434f; vertical-align: bottom; }}
 td {{ border-bottom: 1px solid #e6ebef; }}
 td:first-child, th:first-child, {left} {{ text-align: left; }}
-{left} {{ min-width: 7rem; }}
+{left} {{ min-width: 4rem; white-space: normal; }}
 </style>
 </head>
 <body>
