@@ -37,7 +37,7 @@ class Run:
 def command():
     "A function: `hw2 ...` in a process of its own that has no terminal."
     def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "hw2.cli", *arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+        return subprocess.run([sys.executable, "-m", "hw2.cli", *arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     return run
 
 
