@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'SEEN', 'shrunk', 'stills', 'plot_strips', 'sheet_plan', 'confused_pairs', 'mistaken', 'keypoints',
            'plot_keypoints', 'patch', 'closest', 'telling_words', 'save_photos']
 
-# %% ../nbs/38b_scenes.ipynb #1aca3933
+# %% ../nbs/38b_scenes.ipynb #24ce6722
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from .metrics import checked
 from .sift import nearest
 from .video import VideoError, decode, probe, shown
 
-# %% ../nbs/38b_scenes.ipynb #7c0ea2cf
+# %% ../nbs/38b_scenes.ipynb #2bf33ba1
 def shrunk(
     frame: np.ndarray,  # (h, w, 3) or (h, w) uint8
     most: int = 144,  # pixels, the longer side
@@ -51,7 +51,7 @@ def stills(
     except VideoError: return []
     return [frames[p] for p in at]
 
-# %% ../nbs/38b_scenes.ipynb #b5a79e3b
+# %% ../nbs/38b_scenes.ipynb #5d5382f7
 WIDTH = 8.5  # inches, of a picture that fills the page
 
 
@@ -86,14 +86,14 @@ def plot_strips(
     line, size = .24 / inch, 8.5 if n > 1 else 6.5  # a caption's height in frames' widths, and in points
     for i, (caption, frames) in enumerate(strips):
         x, y = i % columns * (n + gap), i // columns * (high + line)
-        ax.text(x, y + .75 * line, _short(caption, int((n + gap) * inch * 72 / (.57 * size))), size=size, parse_math=False)
+        ax.text(x, y + .75 * line, _short(caption, int(n * inch * 72 / (.57 * size))), size=size, parse_math=False)
         for j, frame in enumerate(frames): _put(ax, frame, x + j, y + line, high)
     ax.set(xlim=(0, wide), ylim=(rows * (high + line), 0), aspect="equal")
     ax.axis("off")
     if title: ax.set_title(title, loc="left", size=10, parse_math=False)
     return ax
 
-# %% ../nbs/38b_scenes.ipynb #cfc1a003
+# %% ../nbs/38b_scenes.ipynb #4861cd23
 def sheet_plan(
     k: int,  # classes
     most: int = 60,  # classes that one sheet has room for
@@ -102,7 +102,7 @@ def sheet_plan(
     n = next((n for limit, n in ((4, 6), (8, 4), (18, 3), (30, 2)) if k <= limit), 1)
     return np.unique(np.linspace(0, k - 1, min(k, most)).round().astype(int)), n
 
-# %% ../nbs/38b_scenes.ipynb #672e057e
+# %% ../nbs/38b_scenes.ipynb #136338b3
 def confused_pairs(
     matrix,  # (k, k) counts, rows true
     names: Sequence[str],  # k class names
@@ -124,7 +124,7 @@ def mistaken(
     rows = predictions[(predictions["label"] == true) & (predictions["pred"] == pred)]
     return rows[["id"]].assign(p=rows[f"p_{pred}"]).sort_values("p", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/38b_scenes.ipynb #e1d3e8c8
+# %% ../nbs/38b_scenes.ipynb #45f1f795
 def keypoints(
     grey: np.ndarray,  # (h, w) uint8
     most: int = 32,
@@ -135,7 +135,7 @@ def keypoints(
     order = np.argsort([-k.response for k in found], kind="stable")[:most]
     return np.array([(found[i].pt[0] - .25, found[i].pt[1] - .25, found[i].size, np.radians(found[i].angle)) for i in order]), rows[order].astype(np.uint8)
 
-# %% ../nbs/38b_scenes.ipynb #28253f22
+# %% ../nbs/38b_scenes.ipynb #9395ba48
 def plot_keypoints(
     grey: np.ndarray,  # (h, w) uint8
     K: np.ndarray,  # (n, 4), see `keypoints`
@@ -157,7 +157,7 @@ def plot_keypoints(
     if title: ax.set_title(_short(title, 40), loc="left", size=9, parse_math=False)
     return ax
 
-# %% ../nbs/38b_scenes.ipynb #fa5385f2
+# %% ../nbs/38b_scenes.ipynb #97760d4c
 SEEN = 6  # the side of what a descriptor sees, in its keypoint's diameters
 
 
@@ -177,7 +177,7 @@ def patch(
     cut = np.where(there > 127, np.clip((cut - low) * 255 / max(high - low, 1), 0, 255), 128).astype(np.uint8)
     return cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/38b_scenes.ipynb #9f5451f9
+# %% ../nbs/38b_scenes.ipynb #848b29dc
 def closest(
     D: np.ndarray,  # (m, 128) uint8 descriptors
     owner: np.ndarray,  # (m,) the video that each is from
@@ -191,7 +191,7 @@ def closest(
     mine = mine[np.argsort(far, kind="stable")]
     return mine[np.sort(np.unique(owner[mine], return_index=True)[1])][:most]
 
-# %% ../nbs/38b_scenes.ipynb #c2cf80de
+# %% ../nbs/38b_scenes.ipynb #6545d5ed
 def telling_words(
     X: np.ndarray,  # (n, k) float32, how often each video shows each word
     y: np.ndarray,  # (n,) labels
@@ -201,7 +201,7 @@ def telling_words(
     with threadpool_limits(1): score = np.nan_to_num(chi2(X, y)[0], nan=-1)  # a word that nobody shows has none
     return np.argsort(-score, kind="stable")[:most][:(score >= 0).sum()]
 
-# %% ../nbs/38b_scenes.ipynb #5064ebe2
+# %% ../nbs/38b_scenes.ipynb #ec14840a
 def save_photos(
     fig: Figure,
     stem: str | Path,  # the path without its suffix

@@ -34,7 +34,7 @@ def drawn(tiny_run, tmp_path_factory) -> list[dict[str, bytes]]:
         run = tmp_path_factory.mktemp("drawn")/"tiny"
         shutil.copytree(tiny_run.folder, run, ignore=shutil.ignore_patterns("figures", "*.ipynb"))
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        done = subprocess.run([sys.executable, "-c", ALL, str(run)], cwd=tiny_run.home, capture_output=True, text=True, timeout=300,
+        done = subprocess.run([sys.executable, "-c", ALL, str(run)], cwd=tiny_run.home, capture_output=True, text=True, timeout=600,
                               env=os.environ | dict.fromkeys(names, threads) | {"PYTHONHASHSEED": seed})
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         found.append({p.stem: p.read_bytes() for p in (run/"figures").iterdir()})
