@@ -293,7 +293,7 @@ def test_plain_papermill_does_the_same(tiny_run, later):
     for done in later["plain"].result(): assert done.returncode == 0, done.stderr
     run = tiny_run.home/"elsewhere/plain"
     files = {n: digest for n, digest in lasting(run).items() if "sift" in n}
-    assert len(files) == 10 and files == {n: later["files"][n] for n in files}
+    assert len(files) == 14 and files == {n: later["files"][n] for n in files}
     assert record(run)["stages"]["extract"]["extracted"] == 0
 
 

@@ -48,8 +48,9 @@ def parameters_cell(path: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    "Every library notebook, executed two at a time with no network and no cached weights; by path, as futures."
+def executed(request, tmp_path_factory):
+    "The library notebooks that are asked for, executed two at a time with no network and no cached weights; by path, as futures."
+    wanted = [test.callspec.params["path"] for test in request.session.items if "executed" in test.fixturenames]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setenv("HW2_TERMINAL", os.devnull)
         patch.setenv("IN_TEST", "1")  # the last cell's export would rewrite hw2/ under the notebook that runs beside
@@ -61,7 +62,7 @@ def executed(tmp_path_factory):
             notebook = nbformat.read(path, 4)
             NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, config=QUIET).execute()
             return notebook
-        yield {path: pool.submit(run, path) for path in LIBRARY}
+        yield {path: pool.submit(run, path) for path in wanted}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=stem)
