@@ -20,9 +20,10 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
+from hw2.answers import answers, cell_videos, first_cell, neighbours
 from hw2.core import ROOT
 from hw2.data import read_classes, read_manifest, write_manifest
-from hw2.explore import Matrix, answers, cell_videos, first_cell, neighbours, videos_page
+from hw2.explore import Matrix, videos_page
 from hw2.report import run_matrix
 from hw2.store import load
 from hw2.video import decode, probe, write_video
