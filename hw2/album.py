@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'seen_videos', 'write_contact_sheet', 'write_keypoints', 'vocabulary', 'comparable', 'patches_of',
            'write_words', 'write_map', 'confusions', 'write_confused', 'write_recall', 'write_seeds']
 
-# %% ../nbs/40c_album.ipynb #4852f047
+# %% ../nbs/40c_album.ipynb #cc21440c
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from .scenes import (closest, confused_pairs, keypoints, mistaken, patch, plot_k
                         telling_words)
 from .store import load
 
-# %% ../nbs/40c_album.ipynb #941a717d
+# %% ../nbs/40c_album.ipynb #115309c6
 def seen_videos(
     run: str | Path,  # runs/<name>
 ) -> pd.DataFrame:  # the manifest's columns, and `file`: where the video lies
@@ -49,7 +49,7 @@ def _in_turn(
     "One video of each class, then a second of each, and so on."
     return rows.assign(turn=rows.groupby("label").cumcount()).sort_values("turn", kind="stable")
 
-# %% ../nbs/40c_album.ipynb #fa68399f
+# %% ../nbs/40c_album.ipynb #518746ae
 def _decoded(
     rows: pd.DataFrame,
     most: int,  # videos
@@ -60,7 +60,7 @@ def _decoded(
     tried = ((row, stills(row.file, frames, side)) for row in rows.head(4 * most).itertuples())
     return islice((found for found in tried if found[1]), most)
 
-# %% ../nbs/40c_album.ipynb #9588ca1c
+# %% ../nbs/40c_album.ipynb #7e6ae8ba
 def write_contact_sheet(
     run: str | Path,
 ) -> bool:  # whether there was anything to show
@@ -74,7 +74,7 @@ def write_contact_sheet(
     save_photos(plot_strips(strips, title=title).figure, Path(run)/"figures/classes")
     return True
 
-# %% ../nbs/40c_album.ipynb #86409a6c
+# %% ../nbs/40c_album.ipynb #d0e2c86b
 WHOLE = 1 << 20  # a side that no frame exceeds
 
 
@@ -104,7 +104,7 @@ def write_keypoints(
     save_photos(fig, Path(run)/"figures/keypoints", colours=64)
     return True
 
-# %% ../nbs/40c_album.ipynb #19ae6940
+# %% ../nbs/40c_album.ipynb #57f7e9fd
 def vocabulary(
     run: str | Path,
 ) -> tuple[str, np.ndarray]:  # the part, "all" or a fold's number; (words, 128) float32
@@ -124,7 +124,7 @@ def comparable(
     if feature == "sift" and run_params(run)["folds"]: mine &= (rows["fold"] == int(vocabulary(run)[0])).fillna(False).to_numpy(bool)
     return X[mine], y[mine]
 
-# %% ../nbs/40c_album.ipynb #c1a645fd
+# %% ../nbs/40c_album.ipynb #224203c8
 def patches_of(
     rows: pd.DataFrame,  # see `seen_videos`
     most: int,  # keypoints of a frame
@@ -139,7 +139,7 @@ def patches_of(
     owner = np.repeat([video for _, video, _ in found], [len(D) for D, _, _ in found])
     return np.concatenate([D for D, _, _ in found]), owner, [p for _, _, seen in found for p in seen]
 
-# %% ../nbs/40c_album.ipynb #e0ba30e9
+# %% ../nbs/40c_album.ipynb #cc9c7701
 def write_words(
     run: str | Path,
 ) -> bool:
@@ -158,7 +158,7 @@ def write_words(
     save_photos(plot_strips(strips, across=12, title=None if part == "all" else f"the words of fold {part}").figure, Path(run)/"figures/words", colours=64)
     return True
 
-# %% ../nbs/40c_album.ipynb #c6acf872
+# %% ../nbs/40c_album.ipynb #500e7076
 def write_map(
     run: str | Path,
     feature: str,  # "sift", "cnn", "cnn3d"
@@ -173,7 +173,7 @@ def write_map(
     save_figure(plot_map(xy, y[rows], names, title).figure, Path(run)/f"figures/map_{feature}", formats=["png"])
     return True
 
-# %% ../nbs/40c_album.ipynb #8f6ebd87
+# %% ../nbs/40c_album.ipynb #3e5f0833
 def _told(run: str | Path, feature: str) -> pd.DataFrame:
     "The feature's predictions on validation videos whose label is known."
     rows = read_result(Path(run)/feature/"predictions.csv")
@@ -204,7 +204,7 @@ def write_confused(
     save_photos(plot_strips(strips, across=10).figure, Path(run)/f"figures/confused_{feature}")
     return True
 
-# %% ../nbs/40c_album.ipynb #4ef2cc9d
+# %% ../nbs/40c_album.ipynb #09ed0d15
 def write_recall(
     run: str | Path,
 ) -> bool:

@@ -6,7 +6,7 @@
 __all__ = ['INKS', 'MARKS', 'BULK', 'LEAST', 'feature_looks', 'laid_out', 'plot_map', 'recalls_by_feature', 'plot_recalls',
            'plot_seeds']
 
-# %% ../nbs/38c_maps.ipynb #8eaca0ea
+# %% ../nbs/38c_maps.ipynb #3104f782
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from .compare import recalls
 from .figures import FEATURES, _short
 
-# %% ../nbs/38c_maps.ipynb #3be635ed
+# %% ../nbs/38c_maps.ipynb #0fdec737
 INKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKS = "os^DvPX*"
 BULK = {"D": .7, "*": 1.7}  # areas that make these look as large as the others
@@ -34,7 +34,7 @@ def feature_looks(
     others = [f for f in features if not own[f]]
     return {f: (own[f] or left[others.index(f) % len(left)], MARKS[i % len(MARKS)]) for i, f in enumerate(features)}
 
-# %% ../nbs/38c_maps.ipynb #ae8c35ea
+# %% ../nbs/38c_maps.ipynb #95aea1a9
 LEAST = 4  # videos that a map needs
 
 
@@ -50,7 +50,7 @@ def laid_out(
     perplexity = min(30, (len(rows) - 1) / 3)  # neighbours that count, about
     with threadpool_limits(1): return rows, TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=seed).fit_transform(X)
 
-# %% ../nbs/38c_maps.ipynb #5f89541d
+# %% ../nbs/38c_maps.ipynb #69d32ab5
 def plot_map(
     xy: np.ndarray,  # (m, 2) places
     y: np.ndarray,  # (m,) labels
@@ -78,7 +78,7 @@ def plot_map(
     if title: ax.set_title(title, loc="left", size=10, parse_math=False)
     return ax
 
-# %% ../nbs/38c_maps.ipynb #80c9fc43
+# %% ../nbs/38c_maps.ipynb #899aa2a9
 def recalls_by_feature(
     matrices: Mapping[str, np.ndarray],  # feature -> (k, k) confusion matrix
     names: Sequence[str],  # k class names
@@ -87,7 +87,7 @@ def recalls_by_feature(
     table = pd.concat([recalls(C, names).reset_index().assign(feature=f) for f, C in matrices.items()], ignore_index=True)
     return table.loc[table["n"] > 0, ["feature", "class", "n", "right", "recall", "low", "high"]].reset_index(drop=True)
 
-# %% ../nbs/38c_maps.ipynb #3fb8b376
+# %% ../nbs/38c_maps.ipynb #46547f56
 def plot_recalls(
     table: pd.DataFrame,  # see `recalls_by_feature`
     most: int = 20,  # classes; of more the hardest and the easiest
@@ -114,7 +114,7 @@ def plot_recalls(
     ax.legend(frameon=False, ncols=min(5, len(looks)), loc="lower left", bbox_to_anchor=(0, 1))
     return ax
 
-# %% ../nbs/38c_maps.ipynb #7496e202
+# %% ../nbs/38c_maps.ipynb #0a292f90
 def plot_seeds(
     table: pd.DataFrame,  # feature, videos ("val" or "test"), seed, top1
     ax: plt.Axes | None = None,

@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'SEEN', 'shrunk', 'stills', 'plot_strips', 'sheet_plan', 'confused_pairs', 'mistaken', 'keypoints',
            'plot_keypoints', 'patch', 'closest', 'telling_words', 'save_photos']
 
-# %% ../nbs/38b_scenes.ipynb #24ce6722
+# %% ../nbs/38b_scenes.ipynb #63eef8e9
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from .metrics import checked
 from .sift import nearest
 from .video import VideoError, decode, probe, shown
 
-# %% ../nbs/38b_scenes.ipynb #2bf33ba1
+# %% ../nbs/38b_scenes.ipynb #909a1a95
 def shrunk(
     frame: np.ndarray,  # (h, w, 3) or (h, w) uint8
     most: int = 144,  # pixels, the longer side
@@ -51,7 +51,7 @@ def stills(
     except VideoError: return []
     return [frames[p] for p in at]
 
-# %% ../nbs/38b_scenes.ipynb #5d5382f7
+# %% ../nbs/38b_scenes.ipynb #efb3e4ff
 WIDTH = 8.5  # inches, of a picture that fills the page
 
 
@@ -93,7 +93,7 @@ def plot_strips(
     if title: ax.set_title(title, loc="left", size=10, parse_math=False)
     return ax
 
-# %% ../nbs/38b_scenes.ipynb #4861cd23
+# %% ../nbs/38b_scenes.ipynb #2c36f839
 def sheet_plan(
     k: int,  # classes
     most: int = 60,  # classes that one sheet has room for
@@ -102,7 +102,7 @@ def sheet_plan(
     n = next((n for limit, n in ((4, 6), (8, 4), (18, 3), (30, 2)) if k <= limit), 1)
     return np.unique(np.linspace(0, k - 1, min(k, most)).round().astype(int)), n
 
-# %% ../nbs/38b_scenes.ipynb #136338b3
+# %% ../nbs/38b_scenes.ipynb #861db8bb
 def confused_pairs(
     matrix,  # (k, k) counts, rows true
     names: Sequence[str],  # k class names
@@ -124,7 +124,7 @@ def mistaken(
     rows = predictions[(predictions["label"] == true) & (predictions["pred"] == pred)]
     return rows[["id"]].assign(p=rows[f"p_{pred}"]).sort_values("p", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/38b_scenes.ipynb #45f1f795
+# %% ../nbs/38b_scenes.ipynb #b47fa899
 def keypoints(
     grey: np.ndarray,  # (h, w) uint8
     most: int = 32,
@@ -135,7 +135,7 @@ def keypoints(
     order = np.argsort([-k.response for k in found], kind="stable")[:most]
     return np.array([(found[i].pt[0] - .25, found[i].pt[1] - .25, found[i].size, np.radians(found[i].angle)) for i in order]), rows[order].astype(np.uint8)
 
-# %% ../nbs/38b_scenes.ipynb #9395ba48
+# %% ../nbs/38b_scenes.ipynb #d3c8ea57
 def plot_keypoints(
     grey: np.ndarray,  # (h, w) uint8
     K: np.ndarray,  # (n, 4), see `keypoints`
@@ -157,7 +157,7 @@ def plot_keypoints(
     if title: ax.set_title(_short(title, 40), loc="left", size=9, parse_math=False)
     return ax
 
-# %% ../nbs/38b_scenes.ipynb #97760d4c
+# %% ../nbs/38b_scenes.ipynb #befe79ec
 SEEN = 6  # the side of what a descriptor sees, in its keypoint's diameters
 
 
@@ -177,7 +177,7 @@ def patch(
     cut = np.where(there > 127, np.clip((cut - low) * 255 / max(high - low, 1), 0, 255), 128).astype(np.uint8)
     return cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/38b_scenes.ipynb #848b29dc
+# %% ../nbs/38b_scenes.ipynb #80215559
 def closest(
     D: np.ndarray,  # (m, 128) uint8 descriptors
     owner: np.ndarray,  # (m,) the video that each is from
@@ -191,7 +191,7 @@ def closest(
     mine = mine[np.argsort(far, kind="stable")]
     return mine[np.sort(np.unique(owner[mine], return_index=True)[1])][:most]
 
-# %% ../nbs/38b_scenes.ipynb #6545d5ed
+# %% ../nbs/38b_scenes.ipynb #9ce09635
 def telling_words(
     X: np.ndarray,  # (n, k) float32, how often each video shows each word
     y: np.ndarray,  # (n,) labels
@@ -201,7 +201,7 @@ def telling_words(
     with threadpool_limits(1): score = np.nan_to_num(chi2(X, y)[0], nan=-1)  # a word that nobody shows has none
     return np.argsort(-score, kind="stable")[:most][:(score >= 0).sum()]
 
-# %% ../nbs/38b_scenes.ipynb #ec14840a
+# %% ../nbs/38b_scenes.ipynb #0f8e6fdd
 def save_photos(
     fig: Figure,
     stem: str | Path,  # the path without its suffix
