@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from hw2.figures import save_figure
-from hw2.maps import laid_out, plot_map, plot_recalls, plot_seeds, recalls
+from hw2.maps import laid_out, plot_map, plot_recalls, plot_seeds, recalls_by_feature
 from hw2.scenes import plot_strips, save_photos, sheet_plan
 
 ALL = """
@@ -62,7 +62,7 @@ def test_every_picture_fits_a_page_and_is_light(k, tmp_path):
     X = rng.normal(size=(k, 16))[y] + .4 * rng.normal(size=(900, 16))
     save_figure(plot_map(laid_out(X[::3])[1], y[::3], names, "a map").figure, tmp_path/"map", formats=["png"])
     confused = lambda p: np.histogram2d(y, np.where(rng.random(900) < p, y, rng.integers(k, size=900)), bins=np.arange(k + 1))[0].astype(int)
-    table = recalls({f: confused(p) for f, p in (("sift", .3), ("cnn", .6), ("cnn3d", .9), ("early", .9), ("late", .92))}, names)
+    table = recalls_by_feature({f: confused(p) for f, p in (("sift", .3), ("cnn", .6), ("cnn3d", .9), ("early", .9), ("late", .92))}, names)
     save_figure(plot_recalls(table).figure, tmp_path/"recall", formats=["png"])
     seeds = pd.DataFrame([(f, v, s, rng.random()) for f in table["feature"].unique() for v in ("val", "test") for s in range(10)],
                          columns=["feature", "videos", "seed", "top1"])
