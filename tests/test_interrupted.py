@@ -63,7 +63,7 @@ def assert_equal(home: Path, name: str, cache: str, tiny_run) -> None:
     "The run left what the undisturbed one left, and so did its cache."
     assert lasting(home/"runs"/name) == lasting(tiny_run.folder)
     found = parts_of(home/cache)
-    assert len(found) == 3 * -(-105 // PART)
+    assert len(found) == 4 * -(-105 // PART)  # of three features and of the thumbnails
     assert [n for n in found if not filecmp.cmp(tiny_run.home/"cache"/n, home/cache/n, shallow=False)] == []
 
 
