@@ -50,7 +50,7 @@ def parameters_cell(path: Path) -> dict:
 @pytest.fixture(scope="module")
 def executed(request, tmp_path_factory):
     "The library notebooks that are asked for, executed two at a time with no network and no cached weights; by path, as futures."
-    wanted = [test.callspec.params["path"] for test in request.session.items if "executed" in test.fixturenames]
+    wanted = [test.callspec.params["path"] for test in request.session.items if test.module is request.module and "executed" in test.fixturenames]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setenv("HW2_TERMINAL", os.devnull)
         patch.setenv("IN_TEST", "1")  # the last cell's export would rewrite hw2/ under the notebook that runs beside
