@@ -12,7 +12,7 @@ help:
 	@echo "make test     notebooks, export, experiments, oracles, faults"
 	@echo "make soak     30 kills of a run and 500 mutated videos, where make test has a few"
 	@echo "make lab      JupyterLab on the notebooks"
-	@echo "make ablation one factor at a time on the demo set, about 25 minutes: figures/ablation.*; what is done is not done again"
+	@echo "make ablation one factor at a time on the demo set, 29 short runs: figures/ablation.*; what is done is not done again"
 	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
 	@echo "make clean    remove .venv and all runs"
 

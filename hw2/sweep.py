@@ -245,7 +245,11 @@ def plot_sweep(
     for row, factor in zip(axs, factors):
         for ax, feature in zip(row, features): plot_factor(table, factor, feature, ax)
         _label(row, factor)
-    for column in axs.T: fig.align_ylabels(column)
+    of = {f: table[table["feature"].str.split(" ").str[0] == f] for f in features}
+    width = max(high - low for low, high in map(_reach, of.values()))
+    for column, feature in zip(axs.T, features):
+        _scale(dict(zip(factors, column)), of[feature], width)
+        fig.align_ylabels(column)
     for ax, feature in zip(axs[0], features): ax.set_title(feature, color=FEATURES[feature], size=11, weight="bold")
     fig.supxlabel("top-1, mean over seeds; line: lowest to highest seed. Full: validation, hollow: test. Pale: the base ± one standard error", size=9)
     return fig
@@ -264,6 +268,30 @@ def _label(
             ax.tick_params(bottom=False)
     first.set_ylabel(factor, rotation=0, ha="right", va="center", weight="bold", parse_math=False)
     first.yaxis.set_in_layout(first is row[0])
+
+
+def _reach(
+    rows: pd.DataFrame,  # of one feature
+) -> tuple[float, float]:
+    "Lowest and highest top-1, of trained networks where there are any."
+    untrained = rows["feature"].str.contains("untrained", regex=False)
+    seen = rows if untrained.all() else rows[~untrained]
+    return seen["lowest"].min(), seen["highest"].max()
+
+
+def _scale(
+    column: dict[str, plt.Axes],  # factor -> the panel, of one feature
+    rows: pd.DataFrame,  # of the feature
+    width: float,  # of the scale, the same for every feature: a point looks as wide in each
+) -> None:
+    "Trained networks fill the scale; what an untrained one reaches is written at its edge where it lies beyond."
+    end = min(1., (sum(_reach(rows)) + width) / 2)
+    low = end - width
+    next(iter(column.values())).set_xlim(low - .06 * width, end + .06 * width)
+    for (factor, value), d in rows[rows["highest"] < low].groupby(["factor", "value"], sort=False):
+        ax, told = column[factor], ", ".join(f"{r['split']} {r['mean']:.2f}" for r in d.to_dict("records"))
+        y = rows.loc[rows["factor"] == factor, "value"].drop_duplicates().tolist().index(value)
+        ax.annotate(f"◂ {told}", (.02, y), xycoords=("axes fraction", "data"), va="center", size=9, color=FEATURES[d["feature"].iloc[0].split(" ")[0]])
 
 # %% ../nbs/44_sweep.ipynb #904f1b20
 def shown(
