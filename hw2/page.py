@@ -120,6 +120,7 @@ th {{ border-bottom: 1.5px solid #55697a; color: #35434f; vertical-align: bottom
 td {{ border-bottom: 1px solid #e6ebef; }}
 td:first-child, th:first-child, {left} {{ text-align: left; }}
 {left} {{ min-width: 4rem; white-space: normal; }}
+@media (max-width: 44rem) {{ .output_png {{ overflow-x: auto; }} .output_png img {{ max-width: none; width: 40rem; }} }}
 </style>
 </head>
 <body>

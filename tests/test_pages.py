@@ -42,7 +42,15 @@ def test_nothing_runs_out_of_the_page(opened):
     inside, window = opened[0].evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert inside <= window
     outside = "all => all.filter(e => e.getBoundingClientRect().right > window.innerWidth + 1).length"
-    assert opened[0].eval_on_selector_all("img, p, h1, h2, h3, .table", outside) == 0
+    assert opened[0].eval_on_selector_all(".output_png, p, h1, h2, h3, .table", outside) == 0
+
+
+def test_a_picture_is_never_too_small_to_read(opened):
+    "Where the window is narrower it is moved sideways."
+    widths = opened[0].eval_on_selector_all(".output_png img", "pictures => pictures.map(i => i.clientWidth)")
+    assert widths and min(widths) >= 400
+    holders = opened[0].eval_on_selector_all(".output_png", "all => all.every(e => e.scrollWidth <= e.clientWidth || getComputedStyle(e).overflowX == 'auto')")
+    assert holders
 
 
 def test_a_table_can_be_taken_along(opened):
