@@ -18,14 +18,16 @@ from sklearn.cluster import KMeans
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from .backbone import Backbone, build, load_weights
+from .backbone import Backbone
 from .mlp import mlp
+from .networks import build
+from .pretrained import load_weights
 from .video import clip_times, frame_times, probe, shown
 
 # %% ../nbs/58_plain.ipynb #55da4ff7
 def plain_network(
     name: str,  # an architecture whose last child is its classifier
-    weights: str = "random",  # as in `backbone.weights_file`
+    weights: str = "random",  # as in `pretrained.weights_file`
 ) -> tuple[nn.Module, Callable]:  # the network without its classifier, in evaluation mode; its preprocessing
     "A network as torchvision gives it, in float32 and in its own memory layout."
     known = Backbone(name, weights)  # finds the file and the preprocessing
@@ -116,7 +118,7 @@ def three_passes(
     frames, clips = lambda duration: frame_times(duration, params["fps"]), lambda duration: clip_times(duration, params["n_clips"], params["clip_fps"])
     for feature in ("sift", "cnn", "cnn3d"): (out/feature).mkdir(parents=True)
     sift_pass(files, frames, params["keypoints"], out/"sift")
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # PyTorch's defaults; hw2.backbone changes the second
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # PyTorch's defaults; hw2.networks changes the second
         for feature, times in [("cnn", frames), ("cnn3d", clips)]:
             network, transform = plain_network(params[f"{feature}_backbone"], params[f"{feature}_weights"])
             network_pass(files, times, network.to(device), transform, out/feature)

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from .backbone import build, preprocessing
 from .clips import CLIP_QUESTIONS, backwards, draw_clip
 from .core import cores, file_hash, progress, whole, write_json
 from .frames import FRAME_QUESTIONS, draw_frame
-from torchvision.models import ConvNeXt  # after hw2.backbone, which makes the import possible beside a CPU-only torch
+from .networks import build  # before torchvision, for which it clears the way
+from .pretrained import preprocessing
+from torchvision.models import ConvNeXt
 
 # %% ../nbs/35_pretext.ipynb #7c52fdc5
 def _generator(seed: int, world: int, i: int) -> np.random.Generator:

@@ -14,12 +14,14 @@ import numpy as np
 from scipy.special import softmax
 from torch import nn
 
-from .backbone import MINI, Backbone, get_model_weights
+from .backbone import Backbone
+from .networks import MINI  # before torchvision, for which it clears the way
+from torchvision.models import get_model_weights
 
 # %% ../nbs/13b_zeroshot.ipynb #d3a914c0
 def categories(
     backbone: str,  # an architecture of torchvision's, or one of the small ones
-    weights: str,  # as in `backbone.weights_file`
+    weights: str,  # as in `pretrained.weights_file`
 ) -> list[str]:  # nothing where nobody says
     "The names of the classes that the weights were trained for."
     if backbone in MINI: return []

@@ -10,10 +10,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from hw2.backbone import Backbone, WeightsError, build, download, embed, load_weights
+from hw2.backbone import Backbone, embed
 from hw2.cli import app
 from hw2.core import ROOT, pick_device
 from hw2.extract import dataset_of, extract, stores_of
+from hw2.networks import WeightsError, build
+from hw2.pretrained import download, load_weights
 from hw2.run import ParameterError, RunError, check_params, open_run, read_params
 from hw2.sift import BagOfWords
 from hw2.store import read_units

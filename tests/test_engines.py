@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from hw2.backbone import Backbone, embed, preprocessing
+from hw2.backbone import Backbone, embed
 from hw2.engine import ENGINES, EngineError, check_engine
 from hw2.extract import dataset_of, extract, stores_of
+from hw2.pretrained import preprocessing
 from hw2.run import read_params
 from hw2.store import read_units
 from hw2.video import write_video

@@ -17,13 +17,15 @@ import hw2.clips
 import hw2.frames
 import hw2.pretext
 import hw2.shapes
-from hw2.backbone import WEIGHTS, Backbone, WeightsError, embed
+from hw2.backbone import Backbone, embed
 from hw2.cli import execute
 from hw2.clips import ACTORS, CLIP_QUESTIONS, HAPPENS, backwards, happens
 from hw2.core import ROOT
 from hw2.demo import CLASSES
 from hw2.frames import FORMS, FRAME_QUESTIONS
+from hw2.networks import WeightsError
 from hw2.pretext import RECIPES, Clips, Stills
+from hw2.pretrained import WEIGHTS
 from hw2.sprites import CREDITS, SPLITS, photograph, region
 
 DRAWING = {"CREDITS", "photograph", "region", "levels", "Put", "paste"}  # what the demo and the pretext share: photographs by name, and the pasting of sprites
