@@ -21,9 +21,10 @@ from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
 from hw2.answers import answers, cell_videos, first_cell, neighbours
+from hw2.canvas import Matrix
 from hw2.core import ROOT
 from hw2.data import read_classes, read_manifest, write_manifest
-from hw2.explore import Matrix, videos_page
+from hw2.explore import videos_page
 from hw2.report import run_matrix
 from hw2.store import load
 from hw2.video import decode, probe, write_video
