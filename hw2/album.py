@@ -24,7 +24,8 @@ from .report import called, every_top1, read_metrics, read_result, run_matrix
 from .run import run_params, videos_root
 from .scenes import (closest, confused_pairs, keypoints, mistaken, patch, plot_keypoints, plot_strips, save_photos, sheet_plan, stills,
                         telling_words)
-from .store import load
+from .sift import BagOfWords, Descriptors
+from .store import Store, load, read_units
 
 # %% ../nbs/40c_album.ipynb #115309c6
 def seen_videos(
@@ -118,11 +119,19 @@ def comparable(
     run: str | Path,
     feature: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # X (n, d), y (n,)
-    "The vectors of the labelled videos whose columns mean the same: with folds, SIFT's are those of the first fold's videos."
-    X, y, rows = load(run, feature)
-    mine = y >= 0
-    if feature == "sift" and run_params(run)["folds"]: mine &= (rows["fold"] == int(vocabulary(run)[0])).fillna(False).to_numpy(bool)
-    return X[mine], y[mine]
+    "The vectors of the labelled videos; with folds, SIFT's are counted anew in the words of the first fold, and there are none where the cache is gone."
+    X, y = _in_first_words(run) if feature == "sift" and run_params(run)["folds"] else load(run, feature)[:2]
+    return X[y >= 0], y[y >= 0]
+
+
+def _in_first_words(run: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    "Every readable video's bag of the first fold's words, and its label or -1."
+    params, m, words = run_params(run), read_manifest(Path(run)/"manifest.csv"), vocabulary(run)[1]
+    bag = BagOfWords(params["words"], params["sift_pool"], params["sift_norm"]).load({"vocabulary": words})
+    try: seen = read_units(Store(Path(params["cache"]), Descriptors(params["keypoints"], params["fps"]).key()), m)
+    except FileNotFoundError: return np.zeros((0, len(words)), np.float32), np.zeros(0, np.int64)
+    there = [u.units is not None for u in seen]
+    return bag.transform([u.units for u in seen if u.units is not None]), m["label"].fillna(-1).to_numpy(np.int64)[there]
 
 # %% ../nbs/40c_album.ipynb #224203c8
 def patches_of(
@@ -149,7 +158,7 @@ def write_words(
     rows, (part, words), (X, y) = _to_learn_from(run), vocabulary(run), comparable(run, "sift")
     if part != "all": rows = rows[(rows["fold"] != int(part)).fillna(True)]
     D, owner, patches = patches_of(_in_turn(rows), params["keypoints"])
-    if not len(D): return False
+    if not len(D) or not len(X): return False
     often = np.stack([X[y == c].mean(0) if (y == c).any() else 0 * X[0] for c in range(len(names))])  # (classes, words)
     near = {w: [patches[i] for i in closest(D, owner, words, w, 6)] for w in telling_words(X, y, 16)}
     strips = [(f"word {w}, most frequent in {names[often[:, w].argmax()]}", seen) for w, seen in near.items()]
@@ -163,11 +172,11 @@ def write_map(
     run: str | Path,
     feature: str,  # "sift", "cnn", "cnn3d"
 ) -> bool:
-    "`figures/map_<feature>.png`: t-SNE of the labelled videos' vectors; with folds SIFT's words differ, and one fold's videos are shown."
+    "`figures/map_<feature>.png`: t-SNE of the labelled videos' vectors; with folds SIFT's words differ, and the first fold's are taken for all."
     names, (X, y) = read_classes(Path(run)/"classes.csv"), comparable(run, feature)
     if len(X) < LEAST or not np.ptp(X, axis=0).any(): return False
     rows, xy = laid_out(X)
-    fold = f" of fold {vocabulary(run)[0]}" if feature == "sift" and run_params(run)["folds"] else ""
+    fold = f" in the words of fold {vocabulary(run)[0]}" if feature == "sift" and run_params(run)["folds"] else ""
     sample = f", a sample of {len(X):,}" if len(rows) < len(X) else ""
     title = f"{called(run, feature)}: {len(rows):,} videos{fold}{sample}"
     save_figure(plot_map(xy, y[rows], names, title).figure, Path(run)/f"figures/map_{feature}", formats=["png"])
