@@ -20,7 +20,7 @@ from safetensors import safe_open
 from .data import read_classes, read_manifest
 from .figures import save_figure
 from .maps import LEAST, laid_out, plot_map, plot_recalls, plot_seeds, recalls_by_feature
-from .report import called, every_top1, read_metrics, read_result, run_matrix
+from .report import called, every_top1, judged, read_metrics, read_result, run_matrix
 from .run import run_params, videos_root
 from .scenes import (closest, confused_pairs, keypoints, mistaken, patch, plot_keypoints, plot_strips, save_photos, sheet_plan, stills,
                         telling_words)
@@ -184,16 +184,16 @@ def write_map(
 
 # %% ../nbs/40c_album.ipynb #3e5f0833
 def _told(run: str | Path, feature: str) -> pd.DataFrame:
-    "The feature's predictions on validation videos whose label is known."
+    "The feature's predictions on the videos that judge it."
     rows = read_result(Path(run)/feature/"predictions.csv")
-    return rows[(rows["split"] == "val") & rows["label"].notna()].astype({"label": int})
+    return rows[(rows["split"] == judged(run)) & rows["label"].notna()].astype({"label": int})
 
 
 def confusions(
     run: str | Path,
     feature: str,
 ) -> pd.DataFrame:  # true, predicted, count, share; no row where all is right
-    "Which classes were taken for which on the validation videos, the most frequent first."
+    "Which classes were taken for which, the most frequent first."
     return confused_pairs(run_matrix(run, feature), read_classes(Path(run)/"classes.csv"))
 
 
@@ -207,7 +207,8 @@ def write_confused(
     files, strips = seen_videos(run).set_index("id", drop=False), []
     for a, b in confusions(run, feature)[["true", "predicted"]].head(pairs).itertuples(index=False):
         wrong = mistaken(rows, names.index(a), names.index(b)).set_index("id")["p"]
-        for row, shots in _decoded(files.loc[wrong.index], 2, frames=5):
+        here = files.loc[[i for i in wrong.index if i in files.index]]  # a video that another feature could not read is passed over
+        for row, shots in _decoded(here, 2, frames=5):
             strips.append((f"true: {a[:22]}, told: {b[:22]} ({wrong[row.id]:.2f})", shots))
     if not strips: return False
     save_photos(plot_strips(strips, across=10).figure, Path(run)/f"figures/confused_{feature}")
@@ -217,7 +218,7 @@ def write_confused(
 def write_recall(
     run: str | Path,
 ) -> bool:
-    "`figures/recall.png`: each class's recall on the validation videos, all features beside each other."
+    "`figures/recall.png`: each class's recall, all features beside each other."
     table = recalls_by_feature({called(run, f): run_matrix(run, f) for f in read_metrics(run)}, read_classes(Path(run)/"classes.csv"))
     if not len(table): return False
     save_figure(plot_recalls(table).figure, Path(run)/"figures/recall", formats=["png"])

@@ -42,11 +42,12 @@ def mean_interval(
 # %% ../nbs/32_compare.ipynb #455c6d84
 def paired(
     right: Mapping[str, Sequence[bool]],  # by result: (n,) whether each video was told right, the same videos in the same order
+    pairs: Sequence[tuple[str, str]] | None = None,  # which to compare; None: every two
 ) -> pd.DataFrame:  # a, b, n, difference (a's top-1 less b's), low, high, only_a, only_b, p, p_holm
-    "Every two results compared."
+    "Results compared in pairs; `p_holm` counts that all of these pairs are tested."
     right, rows = {name: np.asarray(r, bool) for name, r in right.items()}, []
     if len({len(r) for r in right.values()}) > 1: raise ValueError(f"results on different videos: {', '.join(f'{k} has {len(r)}' for k, r in right.items())}")
-    for a, b in combinations(right, 2):
+    for a, b in combinations(right, 2) if pairs is None else pairs:
         d = right[a].astype(int) - right[b]
         rows.append([a, b, len(d), d.mean() if len(d) else np.nan, *mean_interval(d), int((d > 0).sum()), int((d < 0).sum())])
     table = pd.DataFrame(rows, columns=["a", "b", "n", "difference", "low", "high", "only_a", "only_b"])

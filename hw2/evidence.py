@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from .compare import paired
-from .report import called, read_metrics, read_result, read_rows
+from .report import called, every_top1, kind, read_metrics, read_result, read_rows
 from .run import FUSIONS, run_params
 from .tables import plain, write_table
 
@@ -30,26 +30,36 @@ def rights(
 # %% ../nbs/40b_evidence.ipynb #c85bea82
 def differences(
     run: str | Path,
-) -> pd.DataFrame:  # a, b, videos, n, difference, low, high, only_a, only_b, p, p_holm
-    "Every two features on the same videos: bootstrap interval of the difference and McNemar's exact test (`hw2.compare`)."
+) -> pd.DataFrame:  # a, b, videos, n, difference, low, high, only_a, only_b, p, p_holm, seeds_mean
+    "Every two features on the same videos: bootstrap interval of the difference and McNemar's exact test (`hw2.compare`), and the seeds' mean difference."
     features = list(read_metrics(run))
     tables = [paired(rights(run, split)[features]).assign(videos=split) for split in ("val", "test") if len(rights(run, split)) > 1]
     table = pd.concat(tables, ignore_index=True) if tables else paired({}).assign(videos="")
     names = {f: called(run, f) for f in features}
-    return table.assign(a=table["a"].map(names), b=table["b"].map(names))[["a", "b", "videos", *table.columns[2:-1]]]
+    table = table.assign(a=table["a"].map(names), b=table["b"].map(names))[["a", "b", "videos", *table.columns[2:-1]]]
+    return table.assign(seeds_mean=_over_seeds(run, table, "a", "b"))
+
+
+def _over_seeds(
+    run: str | Path,
+    table: pd.DataFrame,  # with `videos` and two columns of names
+    a: str,
+    b: str,
+) -> list[float]:  # one a row
+    "How much a's top-1 lies above b's in the mean of all seeds."
+    mean = every_top1(run).groupby(["feature", "videos"])["top1"].mean()
+    return [mean[r[a], r["videos"]] - mean[r[b], r["videos"]] for _, r in table.iterrows()]
 
 # %% ../nbs/40b_evidence.ipynb #5fed7cea
-def _kind(
-    run: str | Path,
-    split: str,  # "val" or "test"
-) -> str:
-    "What the split's videos are called."
-    return "test" if split == "test" else "held-out" if run_params(run)["folds"] else "validation"
-
-
 def _p(p: float) -> str:
     "A probability that may be very small."
-    return "below 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return "p below 0.0001" if p < 1e-4 else f"p {p:.4f}"
+
+
+def _mean(run: str | Path, difference: float) -> str:
+    "The mean over the seeds, where there are several."
+    n = len(run_params(run)["seeds"])
+    return f"; {difference:+.3f} in the mean of {n} seeds" if n > 1 else ""
 
 
 def compared(
@@ -58,9 +68,9 @@ def compared(
     "Each difference, its interval, and whether it is more than chance."
     says = []
     for _, r in differences(run).iterrows():
-        ahead, behind, d, low, high = (r["a"], r["b"], r["difference"], r["low"], r["high"]) if r["difference"] >= 0 else (
-            r["b"], r["a"], -r["difference"], 0 - r["high"], 0 - r["low"])  # 0 - 0 is 0, where -0 would be written -0.000
-        facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; p {_p(r['p_holm'])}) on {r['n']:,} {_kind(run, r['videos'])} videos"
+        ahead, behind, d, low, high, mean = r[["a", "b", "difference", "low", "high", "seeds_mean"]]
+        if d < 0: ahead, behind, d, low, high, mean = behind, ahead, -d, 0 - high, 0 - low, 0 - mean  # 0 - 0 is 0, where -0 would be written -0.000
+        facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; {_p(r['p_holm'])}) on {r['n']:,} {kind(run, r['videos'])} videos{_mean(run, mean)}"
         says.append(f"**{plain(ahead)} is better than {plain(behind)}**: {facts}." if r["p_holm"] < .05 else
                     f"**{plain(ahead)} and {plain(behind)} are not told apart**: {facts}.")
     return "\n".join(f"- {s}" for s in says)
@@ -68,17 +78,17 @@ def compared(
 # %% ../nbs/40b_evidence.ipynb #3d6b6749
 def gains(
     run: str | Path,
-) -> pd.DataFrame:  # fusion, against, videos, n, top1, gain, low, high, p
+) -> pd.DataFrame:  # fusion, against, videos, n, top1, gain, low, high, p, p_holm, seeds_mean; no row without validation videos
     "Each fusion against the best single feature."
-    metrics, rows = read_metrics(run), []
+    metrics, tables = read_metrics(run), []
     there = [f for f in FUSIONS if f in read_rows(run)]
-    best = max(metrics, key=lambda f: metrics[f]["val_top1"] or 0)
-    for split in ("val", "test"):
-        r = rights(run, split)
-        for f in there if len(r) > 1 else ():
-            t = paired(r[[f, best]]).iloc[0]
-            rows.append([called(run, f), called(run, best), split, len(r), r[f].mean(), t["difference"], t["low"], t["high"], t["p"]])
-    return pd.DataFrame(rows, columns=["fusion", "against", "videos", "n", "top1", "gain", "low", "high", "p"])
+    best = max(metrics, key=lambda f: metrics[f]["val_top1"] or 0) if all(m["n_val"] for m in metrics.values()) else None
+    for split in ("val", "test") if best else ():
+        if len(r := rights(run, split)) > 1: tables.append(paired(r, [(f, best) for f in there]).assign(videos=split, top1=[r[f].mean() for f in there]))
+    table = pd.concat(tables, ignore_index=True) if tables else paired({}).assign(videos="", top1=.0)
+    table = table.assign(fusion=[called(run, f) for f in table["a"]], against=[called(run, f) for f in table["b"]]).rename(columns={"difference": "gain"})
+    table = table.assign(seeds_mean=_over_seeds(run, table, "fusion", "against"))
+    return table[["fusion", "against", "videos", "n", "top1", "gain", "low", "high", "p", "p_holm", "seeds_mean"]]
 
 # %% ../nbs/40b_evidence.ipynb #f0fd88d8
 def gained(
@@ -87,9 +97,10 @@ def gained(
     "The gains in words."
     says = []
     for _, r in gains(run).iterrows():
-        verdict = "no gain beyond chance" if r["low"] <= 0 <= r["high"] else "a gain" if r["gain"] > 0 else "a loss"
-        says.append(f"**{plain(r['fusion'])}** reaches {r['top1']:.3f} on {r['n']:,} {_kind(run, r['videos'])} videos, "
-                    f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}) against {plain(r['against'])} alone: {verdict}.")
+        verdict = "no gain beyond chance" if r["p_holm"] >= .05 else "a gain" if r["gain"] > 0 else "a loss"
+        facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r['p_holm'])}) against {plain(r['against'])} alone: {verdict}"
+        if r["low"] == r["high"] == 0: facts = f"and is right on the same videos as {plain(r['against'])} alone"
+        says.append(f"**{plain(r['fusion'])}** reaches {r['top1']:.3f} on {r['n']:,} {kind(run, r['videos'])} videos, {facts}{_mean(run, r['seeds_mean'])}.")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../nbs/40b_evidence.ipynb #83e100ed

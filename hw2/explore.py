@@ -20,7 +20,7 @@ from .answers import answers, cell_videos, first_cell, neighbours, runs_in, trai
 from .canvas import Matrix
 from .data import read_classes
 from .playable import clip
-from .report import called, run_matrix
+from .report import called, kind, run_matrix
 from .run import RunError, run_params, videos_root
 from .tables import visible
 from .video import VideoError
@@ -202,20 +202,20 @@ class _Steps(_Panel):
         self._clear(self.feature, self.split)
         if not name: raise RunError(f"{self.folder}: no run with predictions here; make report leaves one named demo")
         self.home, self.told, self.classes = self.folder/name, answers(self.folder/name), read_classes(self.folder/name/"classes.csv")
-        self.kinds = {"val": "held-out" if run_params(self.home)["folds"] else "validation", "test": "test"}
+        self.kinds = {split: kind(self.home, split) for split in ("val", "test")}
         known = set(self.told["split"][self.told["label"].notna()])
         if not known: raise RunError(f"{self.home}: the label of no predicted video is known")
         _offer(self.feature, [(called(self.home, f), f) for f in trained(self.home)], feature)
-        _offer(self.split, [(kind, s) for s, kind in self.kinds.items() if s in known], split)
+        _offer(self.split, [(name, s) for s, name in self.kinds.items() if s in known], split)
         self.show_result()
 
     def show_result(self, *cell: int | None) -> None:
         "Another matrix; the cell stays."
         self._clear()
-        f, kind = self.feature.value, self.kinds[self.split.value]
+        f = self.feature.value
         self.counts, self.name = run_matrix(self.home, f, self.split.value), called(self.home, f)
         n = self.counts.sum()
-        self.matrix.draw(self.counts, self.classes, f"{self.name}: {n:,} {kind} videos · top-1 {np.trace(self.counts) / max(n, 1):.3f}")
+        self.matrix.draw(self.counts, self.classes, f"{self.name}: {n:,} {self.kinds[self.split.value]} videos · top-1 {np.trace(self.counts) / max(n, 1):.3f}")
         self.show_cell(*(cell if cell and None not in cell else first_cell(self.counts)))
 
     def show_cell(self, true: int, predicted: int) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from .core import ROOT
 from .data import read_classes, read_manifest
 from .likeness import Thumbnails, alike
-from .report import called, means, read_metrics, read_result
+from .report import called, kind, means, read_metrics, read_result
 from .run import run_params, untrained
 from .store import Store, read_units
 from .tables import plain
@@ -51,7 +51,7 @@ def copied(
     kinds = " and ".join(k for k in (f"{same} with the bytes of a training video" * bool(same), f"{near} that look nearly like one" * bool(near)) if k)
     named = ", ".join(f"{plain(r.id)} ({r.split}) as {plain(r.of)}" for r in found.head(5).itertuples())
     return (f"**Copies across the split.** Among the held-out videos are {kinds}: {named}{' and more' if len(found) > 5 else ''}. "
-            "What is told of them may have been learned by heart; `hw2 doctor` lists all.")
+            "What is predicted there may have been learned by heart; `hw2.notes.copies` lists all.")
 
 # %% ../nbs/43_notes.ipynb #c9e039fb
 def acquainted(
@@ -64,8 +64,8 @@ def acquainted(
         known = categories(params[f"{f}_backbone"], params[f"{f}_weights"])
         both = [names[i] for i in matched(names, known)]
         named = ", ".join(map(plain, both[:15])) + " and more" * (len(both) > 15)
-        if both: says.append(f"**{f} was told these classes before.** {len(both)} of the {len(names)} classes are, by name, among the {len(known):,} that the "
-                             f"weights {plain(params[f'{f}_weights'])} were trained for: {named}. It may even have seen some of these videos. That its "
+        if both: says.append(f"**{f} was pretrained on these classes.** {len(both)} of the {len(names)} classes are, by name, among the {len(known):,} that "
+                             f"the weights {plain(params[f'{f}_weights'])} were trained for: {named}. It may even have seen some of these videos. That its "
                              "embedding is better, rather than better acquainted, would take classes that it has not met.")
         elif not known: says.append(f"**Nobody says what {f}'s weights were trained on.** If that had these classes, the comparison is not between equals.")
     return says
@@ -89,12 +89,10 @@ def scarce(
     "Classes with too few videos to learn from, or to be judged by."
     m, names = read_manifest(Path(run)/"manifest.csv"), read_classes(Path(run)/"classes.csv")
     m, says = m[~m["id"].isin(read_result(Path(run)/"skipped.csv")["id"])], []
-    held_out = "held-out" if run_params(run)["folds"] else "validation"
-    for split, kind, why in [("train", "training", "a classifier can hardly learn them"),
-                             ("val", held_out, "their recalls say little, and which class is the hardest even less")]:
+    for split, why in [("train", "a classifier can hardly learn them"), ("val", "their recalls say little, and which class is the hardest even less")]:
         n = m[m["split"] == split]["label"].dropna().astype(int).value_counts().reindex(range(len(names)), fill_value=0)
         few = n[n < FEW[split]]
-        if n.sum() and len(few): says.append(f"**Few videos.** {len(few)} of {len(names)} classes have fewer than {FEW[split]} {kind} videos "
+        if n.sum() and len(few): says.append(f"**Few videos.** {len(few)} of {len(names)} classes have fewer than {FEW[split]} {kind(run, split)} videos "
                                              f"(the smallest, {plain(names[few.idxmin()])}, has {few.min()}): {why}.")
     return says
 
@@ -106,15 +104,15 @@ def looked_at(
     metrics, params, says = read_metrics(run), run_params(run), []
     m = read_manifest(Path(run)/"manifest.csv")
     if params["folds"]:
-        says.append("**Held out once.** No decision is made on the videos that a score is told for: with folds the number of epochs is fixed, "
+        says.append("**Held out once.** No decision is made on the videos that a score is measured on: with folds the number of epochs is fixed, "
                     "or chosen inside the training part.")
     elif params["patience"] is None or not all(r["n_val"] for r in metrics.values()):
         says.append("**No early stopping.** Every classifier was trained for the same number of epochs and its last weights were kept; "
                     "no decision was made on the validation videos.")
     else:
         beside = ", ".join(f"{called(run, f)} {r['val_top1']:.3f} and {r['test_top1']:.3f}" for f, r in metrics.items() if r["test_top1"] is not None)
-        says.append("**Early stopping looks at the validation videos.** The epoch that is kept is the best one on the very videos that the validation top-1 "
-                    "is then told for, so that figure is a little too kind. The test videos are looked at once, afterwards"
+        says.append("**Early stopping looks at the validation videos.** The epoch that is kept was chosen on the same videos that the validation top-1 is "
+                    "measured on, so that figure is slightly optimistic. The test videos are looked at once, afterwards"
                     + (f"; believe their figure (validation and test: {beside})." if beside else "; their labels are not known here."))
     if (m["group"] == "").all() and params["data"] != "demo":
         says.append("**No groups are known.** If several videos were cut from one source, or show one person, some of them may lie on either side "

@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 from .core import whole, write_text
 from .data import read_manifest
 from .evidence import compared, gained
-from .report import SECONDS, called, captions, read_metrics, read_rows, read_stages, seed_spread, summary
+from .report import SECONDS, called, captions, read_metrics, read_rows, read_stages, run_matrix, seed_spread, summary
 from .tables import to_markdown
 
 # %% ../nbs/42_page.ipynb #e8187a0e
@@ -32,7 +32,7 @@ def _fitted(
     bound = next((s for s in (10, 30, 60, 120, 300, 600) if seconds < s), None)
     n = max(len(m["seeds"]) for m in read_metrics(run).values())
     seeds, once = (f", {n} seeds each,", ", once each") if n > 1 else ("", "")
-    theirs = f" (the report{once}: {sum(SECONDS[f] for f in features):.0f} s)" if set(features) <= set(SECONDS) else ""
+    theirs = f" (the report{once}, with 6,000 videos: {sum(SECONDS[f] for f in features):.0f} s)" if set(features) <= set(SECONDS) else ""
     return f" Fitting its classifiers{seeds} took under {bound} s together{theirs}." if bound else ""
 
 
@@ -52,16 +52,18 @@ def results_block(
     videos = ", ".join(f"{n[s]:,} {word}" for s, word in [("train", "training"), ("val", "validation"), ("test", "test")] if s in n)
     features = read_metrics(run)
     links = ", ".join(f"[{called(run, f)}](figures/stats_{f}.md)" for f in features)
-    pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {html.escape(", ".join(captions(run, f)))}" width="640">\n' for f in features]
+    pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {html.escape(", ".join(captions(run, f)))}" width="640">\n'
+                for f in features if run_matrix(run, f).any()]
     pictures += [f'<img src="figures/{name}.png" alt="{alt}" width="640">\n' for name, alt in [
         ("recall", "Recall of each class, the features side by side"),
-        ("time_reversal", "Pairs of classes that differ in the direction of time: share told right")] if (Path(run)/f"figures/{name}.png").exists()]
+        ("time_reversal", "Pairs of classes that differ in the direction of time: share classified correctly")] if (Path(run)/f"figures/{name}.png").exists()]
     made = f"The run `{Path(run).name}`: {videos} videos.{_fitted(run)} Per-class statistics: {links}.\n"
     spread = seed_spread(run)
     seeds = ["With every seed (the summary's figures are the first one's):\n", to_markdown(spread)] if spread["seeds"].max() > 1 else []
     results, rows = summary(run), read_rows(run)
     for ties in ("hardest", "easiest"): results.loc[:len(rows) - 1, ties] = [_few(m[ties]) for m in rows.values()]
-    real = [f"Which differences are real, on the same videos (95 % bootstrap interval; McNemar's exact p, Holm-corrected):\n\n{compared(run)}\n",
+    real = [f"Which differences are real, on the same videos, with the first seed's classifiers (95 % bootstrap interval; McNemar's exact p, "
+            f"Holm-corrected):\n\n{compared(run)}\n",
             f"What the features gain together:\n\n{gained(run)}\n"] if len(features) > 1 else []
     return "\n".join([to_markdown(results), made, *seeds, *real, *pictures])
 

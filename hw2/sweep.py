@@ -208,15 +208,15 @@ def said(
 # %% ../nbs/44_sweep.ipynb #904f1b20
 def shown(
     table: pd.DataFrame,  # from `collect`
-) -> pd.DataFrame:  # factor, value, feature, val, test, seconds: text
+) -> pd.DataFrame:  # factor, value, feature, val, test: text
     "The table as it is read: a row for each setting and feature."
     told = lambda r: f"{r['mean']:.3f} ({r['lowest']:.3f} to {r['highest']:.3f})"
     rows = []
     for (factor, value, feature), d in table.groupby(["factor", "value", "feature"], sort=False):
         by = {r["split"]: r for r in d.to_dict("records")}
         first = next(iter(by.values()))
-        rows.append([factor, value + " (base)" * first["base"], feature, *(told(by[s]) if s in by else "" for s in ("val", "test")), f"{first['seconds']:.1f}"])
-    return pd.DataFrame(rows, columns=["factor", "value", "feature", "val", "test", "seconds"])
+        rows.append([factor, value + " (base)" * first["base"], feature, *(told(by[s]) if s in by else "" for s in ("val", "test"))])
+    return pd.DataFrame(rows, columns=["factor", "value", "feature", "val", "test"])
 
 # %% ../nbs/44_sweep.ipynb #7705511c
 RULE = ("The rule, set beforehand: a setting's score is its validation top-1, the mean over seeds and features. The base's value stays if it lies within one "
@@ -235,7 +235,7 @@ def sweep_text(
     found = choices(table)
     return "\n\n".join(filter(None, [
         "**One factor at a time around the base**", RULE, "\n".join("- " + said(c) for c in found.to_dict("records")), to_markdown(found).strip(),
-        " ".join(filter(None, [ALONE, note])), f"All settings: mean over {table['seeds'].max()} seeds (lowest to highest); seconds of the training notebook.",
+        " ".join(filter(None, [ALONE, note])), f"All settings: mean over {table['seeds'].max()} seeds (lowest to highest).",
         to_markdown(shown(table)).strip()])) + "\n"
 
 # %% ../nbs/44_sweep.ipynb #93e1dca1

@@ -16,6 +16,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 from traitlets.config import Config
 
 from hw2.cli import app
@@ -119,7 +120,14 @@ def test_fusions_of_all_features(tiny_run):
         assert pd.read_csv(tiny_run.folder/f"submission_{f}.csv")["Category"].tolist() == rows["pred"][rows["split"] == "test"].tolist()
     told = pd.read_csv(tiny_run.folder/"figures/fusion.csv")
     assert told["fusion"].tolist() == ["early fusion (untrained)", "late fusion (untrained)"] * 2
-    assert (told["low"] <= told["gain"]).all() and (told["gain"] <= told["high"]).all()
+    right = {f: (t["label"] == t["pred"]).groupby([t["split"], t["seed"]]) for f, t in seeds.items()}
+    best = max(FEATURES, key=lambda f: metrics[f]["val_top1"])
+    for i, (split, f) in enumerate((s, f) for s in ("val", "test") for f in ("early", "late")):
+        a, b = (right[x].get_group((split, 0)).to_numpy() for x in (f, best))
+        assert told["gain"][i] == pytest.approx(a.mean() - b.mean(), abs=1e-6)
+        assert told["p"][i] == pytest.approx(binomtest(int((a & ~b).sum()), int((a ^ b).sum())).pvalue if (a ^ b).any() else 1, abs=1e-6)
+        means = [right[x].get_group((split, s)).mean() for x in (f, best) for s in (0, 1)]
+        assert told["seeds_mean"][i] == pytest.approx(sum(means[:2]) / 2 - sum(means[2:]) / 2, abs=1e-6)
 
 
 def test_figures_and_summary(tiny_run):

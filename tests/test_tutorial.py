@@ -47,16 +47,16 @@ def test_runs_top_to_bottom_without_a_word_on_stderr(executed):
 
 def test_everything_it_makes_lies_below_runs(executed, home):
     assert [p.name for p in home.iterdir()] == ["runs"]
-    assert {p.name for p in (home/"runs").iterdir()} == {"videos", "first.yaml", "first", "folds", "cache", "new.mp4"}
-    assert all((home/"runs"/name/"report.html").is_file() for name in ("first", "folds"))
+    assert {p.name for p in (home/"runs").iterdir()} == {"videos", "videos.yaml", "videos-first", "videos-folds", "cache", "new.mp4"}
+    assert all((home/"runs"/name/"report.html").is_file() for name in ("videos-first", "videos-folds"))
 
 
 def test_its_numbers_are_those_of_the_prose(executed, home):
     assert len(list((home/"runs/videos").glob("*/*.mp4"))) == 64
-    n = [pd.read_csv(home/"runs"/name/"figures/summary.csv")["n_val"][:3].tolist() for name in ("first", "folds")]
+    n = [pd.read_csv(home/"runs"/name/"figures/summary.csv")["n_val"][:3].tolist() for name in ("videos-first", "videos-folds")]
     assert n == [[13] * 3, [64] * 3]
-    told = {name: pd.read_csv(home/"runs"/name/"figures/summary.csv").set_index("feature")["val_top1"] for name in ("first", "folds")}
-    assert told["folds"]["cnn3d"] > told["folds"]["cnn"] and told["folds"]["cnn3d"] > .8
+    told = {name: pd.read_csv(home/"runs"/name/"figures/summary.csv").set_index("feature")["val_top1"] for name in ("videos-first", "videos-folds")}
+    assert told["videos-folds"]["cnn3d"] > told["videos-folds"]["cnn"] and told["videos-folds"]["cnn3d"] > .8
 
 
 def test_the_new_clip_is_labelled_by_all_three(executed):
