@@ -99,7 +99,7 @@ def gained(
     for _, r in gains(run).iterrows():
         verdict = "no gain beyond chance" if r["p_holm"] >= .05 else "a gain" if r["gain"] > 0 else "a loss"
         facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r['p_holm'])}) against {plain(r['against'])} alone: {verdict}"
-        if r["low"] == r["high"] == 0: facts = f"and is right on the same videos as {plain(r['against'])} alone"
+        if r["low"] == r["high"] == 0: facts = f"right on the same ones as {plain(r['against'])} alone"
         says.append(f"**{plain(r['fusion'])}** reaches {r['top1']:.3f} on {r['n']:,} {kind(run, r['videos'])} videos, {facts}{_mean(run, r['seeds_mean'])}.")
     return "\n".join(f"- {s}" for s in says)
 
