@@ -14,23 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pandas as pd
-import papermill
 import yaml
-from nbclient.exceptions import DeadKernelError
-from traitlets.config import Config
 
 from .core import ROOT, beside, write_csv, write_text
-from .data import parts, read_dataset
-from .doctor import counts, examine, findings
-from .extract import dataset_of, lacking, local_parts, stores_of
 from .labels import DataError
-from .page import publish, write_html
-from .prepare import worker_pool
 from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_params
-from .submission import check_submission
 from .tables import visible
-from .train import predict
 from .video import VideoError
 
 # %% ../nbs/90_cli.ipynb #0094a8ef
@@ -47,6 +36,9 @@ def execute(
     params: dict,  # goes to the cell tagged `parameters`
 ) -> Path:  # the executed copy
     "Run one notebook with papermill under a progress bar; raises `NotebookError` at the first error."
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
     if sys.stderr.isatty(): os.environ["HW2_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger would warn of Python's frozen modules
     unfinished = beside(output)
@@ -99,6 +91,10 @@ def outlook(
     sample: int = 8,  # videos to time
 ) -> Iterator[str]:  # lines of text, as they become known
     "Counts, and an estimate from videos that are timed now."
+    import pandas as pd
+    from hw2.data import parts
+    from hw2.extract import dataset_of, lacking, local_parts, stores_of
+    from hw2.prepare import worker_pool
     dataset = dataset_of(params)
     parts(dataset.manifest, dataset.classes)
     splits = dataset.manifest["split"].value_counts()
@@ -146,6 +142,7 @@ def run(file, pairs, name, dry_run):
     for f in params["features"]: execute(EXPERIMENTS/"train.ipynb", folder/f"train_{f}.ipynb", own | {"feature": f})
     if len(params["features"]) > 1: execute(EXPERIMENTS/"fuse.ipynb", folder/"fuse.ipynb", own)
     report = execute(EXPERIMENTS/"report.ipynb", folder/"report.ipynb", own)
+    from hw2.page import write_html
     write_html(report, folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
     took = total.done()
     click.echo((folder/"figures/summary.md").read_text(encoding="utf-8"))
@@ -176,6 +173,7 @@ def params_text(
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write; <folder>.yaml if not given.")
 def init(data, out):
     "Write a parameters file for DATA: a folder (the course's, or one with a folder for every class) or a CSV file."
+    from hw2.data import read_dataset
     form, out = form_of(data), out or Path(f"{data.resolve().stem}.yaml")
     dataset = read_dataset(data, form)
     if out.exists(): raise ParameterError(f"{out} exists; choose another with --out")
@@ -188,6 +186,7 @@ def init(data, out):
 @click.option("--run", "name", required=True, help="A run that is done: its name, or its folder.")
 def predict_clips(clips, name):
     "Label new CLIPS with all classifiers of a run."
+    from hw2.train import predict
     told = predict(Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name, list(clips))
     click.echo(told.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}"))
     if (told["error"] != "").any(): raise click.exceptions.Exit(1)
@@ -199,6 +198,8 @@ def predict_clips(clips, name):
 @click.option("--csv", "file", type=click.Path(path_type=Path), help="Write the findings to FILE.")
 def see_doctor(data, group, file):
     "Look through DATA before hours are spent on it; exit status 1 if something must be fixed."
+    from hw2.data import read_dataset
+    from hw2.doctor import counts, examine, findings
     form = form_of(data)
     examined = examine(read_dataset(data, form, group if form == "folders" else None))
     found = findings(examined)
@@ -215,6 +216,7 @@ def see_doctor(data, group, file):
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The course's folder: its template, and labels to score with.")
 def check_submission_file(file, data):
     "Check FILE against the template: header, every id once and in order, class indices; score it where labels are known."
+    from hw2.submission import check_submission
     told = check_submission(file, data)
     score = f"; top-1 {told['top1']:.4f} ({told['right']} of {told['labelled']} right)" if "top1" in told else "; its labels are not known here"
     click.echo(f"{file}: {told['n']} rows, as the template has them{score}")
@@ -224,6 +226,7 @@ def check_submission_file(file, data):
 @click.argument("name")
 def publish_run(name):
     "Copy the run NAME's figures to figures/ and its results into README.md; audit the report's printed tables anew."
+    from hw2.page import publish
     audit = {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
     execute(EXPERIMENTS/"published.ipynb", Path("runs")/name/"published.ipynb", audit)
     publish(Path("runs")/name, ROOT/"figures", ROOT/"README.md")
