@@ -20,7 +20,7 @@ from safetensors import safe_open
 from .data import read_classes, read_manifest
 from .figures import save_figure
 from .maps import LEAST, laid_out, plot_map, plot_recalls, plot_seeds, recalls_by_feature
-from .report import called, every_top1, judged, read_metrics, read_result, run_matrix
+from .report import called, every_top1, labelled_predictions, read_metrics, read_result, run_matrix
 from .run import run_params, videos_root
 from .scenes import (closest, confused_pairs, keypoints, mistaken, patch, plot_keypoints, plot_strips, save_photos, sheet_plan, stills,
                         telling_words)
@@ -183,12 +183,6 @@ def write_map(
     return True
 
 # %% ../nbs/40c_album.ipynb #3e5f0833
-def _told(run: str | Path, feature: str) -> pd.DataFrame:
-    "The feature's predictions on the videos that judge it."
-    rows = read_result(Path(run)/feature/"predictions.csv")
-    return rows[(rows["split"] == judged(run)) & rows["label"].notna()].astype({"label": int})
-
-
 def confusions(
     run: str | Path,
     feature: str,
@@ -203,7 +197,7 @@ def write_confused(
     pairs: int = 4,  # kinds of mistakes, the most frequent
 ) -> bool:
     "`figures/confused_<feature>.png`: of each pair the two videos that were told wrong most surely, five frames each."
-    rows, names = _told(run, feature), read_classes(Path(run)/"classes.csv")
+    rows, names = labelled_predictions(run, feature), read_classes(Path(run)/"classes.csv")
     files, strips = seen_videos(run).set_index("id", drop=False), []
     for a, b in confusions(run, feature)[["true", "predicted"]].head(pairs).itertuples(index=False):
         wrong = mistaken(rows, names.index(a), names.index(b)).set_index("id")["p"]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pandas as pd
 import yaml
 
 from .core import ROOT, beside, write_csv, write_text
@@ -91,7 +92,6 @@ def outlook(
     sample: int = 8,  # videos to time
 ) -> Iterator[str]:  # lines of text, as they become known
     "Counts, and an estimate from videos that are timed now."
-    import pandas as pd
     from hw2.data import parts
     from hw2.extract import dataset_of, lacking, local_parts, stores_of
     from hw2.prepare import worker_pool

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from .compare import paired
-from .report import called, every_top1, kind, read_metrics, read_result, read_rows
+from .report import called, every_top1, kind, labelled_predictions, read_metrics, read_rows
 from .run import FUSIONS, run_params
 from .tables import plain, write_table
 
@@ -23,7 +23,7 @@ def rights(
     "What was told right."
     found = {}
     for f in read_rows(run):
-        rows = read_result(Path(run)/f/"predictions.csv").query("split == @split").dropna(subset="label").set_index("id")
+        rows = labelled_predictions(run, f, split).set_index("id")
         found[f] = rows["label"] == rows["pred"]
     return pd.concat(found, axis=1, join="inner").astype(bool)
 
@@ -33,7 +33,7 @@ def differences(
 ) -> pd.DataFrame:  # a, b, videos, n, difference, low, high, only_a, only_b, p, p_holm, seeds_mean
     "Every two features on the same videos: bootstrap interval of the difference and McNemar's exact test (`hw2.compare`), and the seeds' mean difference."
     features = list(read_metrics(run))
-    tables = [paired(rights(run, split)[features]).assign(videos=split) for split in ("val", "test") if len(rights(run, split)) > 1]
+    tables = [paired(r[features]).assign(videos=split) for split in ("val", "test") if len(r := rights(run, split)) > 1]
     table = pd.concat(tables, ignore_index=True) if tables else paired({}).assign(videos="")
     names = {f: called(run, f) for f in features}
     table = table.assign(a=table["a"].map(names), b=table["b"].map(names))[["a", "b", "videos", *table.columns[2:-1]]]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'read_result', 'read_metrics', 'read_rows', 'read_stages', 'judged', 'kind', 'called',
-           'run_matrix', 'captions', 'stats', 'published_matrix', 'published_top1', 'split_sizes', 'not_counted',
-           'filled_in', 'majority', 'summary', 'intervals', 'every_top1', 'seed_spread', 'reversals', 'timings',
-           'means', 'reached', 'told', 'write_feature', 'write_summary']
+           'labelled_predictions', 'run_matrix', 'captions', 'stats', 'published_matrix', 'published_top1',
+           'split_sizes', 'not_counted', 'filled_in', 'majority', 'summary', 'intervals', 'every_top1', 'seed_spread',
+           'reversals', 'timings', 'means', 'reached', 'told', 'write_feature', 'write_summary']
 
 # %% ../nbs/40_report.ipynb #f29bd263
 import json
@@ -81,15 +81,24 @@ def called(
     return feature_name(run_params(run), feature)
 
 
+def labelled_predictions(
+    run: str | Path,
+    feature: str,
+    split: str | None = None,  # "val" or "test"; None: as `judged` says
+) -> pd.DataFrame:  # the rows of predictions.csv whose label is known
+    "What the feature predicts and can be compared with."
+    rows = read_result(Path(run)/feature/"predictions.csv")
+    return rows[(rows["split"] == (split or judged(run))) & rows["label"].notna()].astype({"label": int})
+
+
 def run_matrix(
     run: str | Path,
     feature: str,
     split: str | None = None,  # "val" or "test"; None: as `judged` says
 ) -> np.ndarray:  # (k, k) int64, rows true; all 0 where no label is known
     "The confusion matrix of the feature's predictions."
-    rows = read_result(Path(run)/feature/"predictions.csv")
-    rows = rows[(rows["split"] == (split or judged(run))) & rows["label"].notna()]
-    return confusion(rows["label"].to_numpy(int), rows["pred"].to_numpy(int), len(read_classes(Path(run)/"classes.csv")))
+    rows = labelled_predictions(run, feature, split)
+    return confusion(rows["label"].to_numpy(), rows["pred"].to_numpy(int), len(read_classes(Path(run)/"classes.csv")))
 
 # %% ../nbs/40_report.ipynb #64c052e5
 def captions(
@@ -97,8 +106,8 @@ def captions(
     feature: str,
 ) -> tuple[str, str]:  # the feature with its videos, and its top-1
     "What to write over the feature's matrix and statistics."
-    C = run_matrix(run, feature)
-    videos = "videos, each held out once" if kind(run, judged(run)) == "held-out" else f"{kind(run, judged(run))} videos"
+    C, name = run_matrix(run, feature), kind(run, judged(run))
+    videos = "videos, each held out once" if name == "held-out" else f"{name} videos"
     return f"{called(run, feature)}: {C.sum():,} {videos}", f"top-1 {np.trace(C) / max(C.sum(), 1):.3f}"
 
 # %% ../nbs/40_report.ipynb #f4eb4056
