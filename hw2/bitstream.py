@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['UNCLEAR', 'HIGH', 'STAND_IN', 'Coded', 'Bits', 'nal_units', 'frames_only', 'H264', 'mpeg4', 'vp8', 'vp9', 'reader']
 
-# %% ../nbs/00b_bitstream.ipynb #1ef0c1ae
+# %% ../nbs/00b_bitstream.ipynb #dcdc11f4
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
-# %% ../nbs/00b_bitstream.ipynb #de90da3c
-@dataclass(frozen=True)
-class Coded:
+# %% ../nbs/00b_bitstream.ipynb #5986b3c5
+class Coded(NamedTuple):
     "What the headers in one packet say of the pictures in it."
     shown: int = 1  # pictures on show: none for a hidden reference, two where a packet holds two
     reordered: bool = False  # shown before a picture that was decoded earlier
@@ -22,7 +20,7 @@ class Coded:
 
 UNCLEAR = Coded(0, True, True, False)
 
-# %% ../nbs/00b_bitstream.ipynb #f791895e
+# %% ../nbs/00b_bitstream.ipynb #64b5bb88
 class Bits:
     "A reader of single bits, the first one first; past the end come zeros."
     def __init__(self, data: bytes): self.value, self.left = int.from_bytes(data), 8 * len(data)
@@ -30,13 +28,13 @@ class Bits:
     def u(self, n: int) -> int:
         "The next `n` bits as a number."
         self.left -= n
-        return (self.value >> self.left if self.left >= 0 else 0) & ((1 << n) - 1)
+        return self.value >> self.left & (1 << n) - 1 if self.left >= 0 else 0
 
     def ue(self) -> int:
         "The next Exp-Golomb code; 0 past the end."
-        zeros = 0
-        while self.left > 0 and not self.u(1): zeros += 1
-        return (1 << zeros) - 1 + self.u(zeros)
+        if self.left <= 0: return 0
+        zeros = self.left - (self.value & (1 << self.left) - 1).bit_length()
+        return max(self.u(2 * zeros + 1) - 1, 0)
 
 # %% ../nbs/00b_bitstream.ipynb #56ef1c0b
 def nal_units(

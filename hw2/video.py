@@ -26,7 +26,7 @@ from av.video.reformatter import VideoReformatter
 
 from .bitstream import Coded, reader
 from .core import whole
-from .structure import stated_end
+from .structure import stated_end, unbroken
 
 # %% ../nbs/01_video.ipynb #51965d58
 def write_video(
@@ -137,12 +137,12 @@ class _Packet(NamedTuple):
 
 def _packets(container, stream) -> tuple[list[_Packet], float]:
     "The stream's packets that hold something, in order; the second in which the last packet of any stream ends."
-    found, ends, read = [], 0.0, reader(stream.codec_context.name, stream.codec_context.extradata)
+    found, ends, read = [], {}, reader(stream.codec_context.name, stream.codec_context.extradata)
     for p in container.demux():
-        if p.pts is not None: ends = max(ends, float((p.pts + (p.duration or 0)) * p.time_base))
-        if p.size and p.stream_index == stream.index:
-            found.append(_Packet(p.pts, p.duration or 0, p.is_discard, p.is_keyframe, read(bytes(p)) if read else None))
-    return found, ends
+        at, pts, duration = p.stream_index, p.pts, p.duration or 0
+        if pts is not None: ends[at] = max(ends.get(at, pts), pts + duration)
+        if at == stream.index and p.size: found.append(_Packet(pts, duration, p.is_discard, p.is_keyframe, read(bytes(p)) if read else None))
+    return found, max((float(end * container.streams[i].time_base) for i, end in ends.items()), default=0.)
 
 # %% ../nbs/01_video.ipynb #9683d6db
 REORDER = 16  # frames that a picture can be shown before or after its turn in decoding (H.264 and HEVC)
@@ -218,28 +218,39 @@ def _packet_times(packets: list[_Packet], unit: float, rate: float) -> tuple[np.
 
 def _frame_times(frames: list[tuple[int | None, int]], unit: float, rate: float) -> tuple[None, np.ndarray, float]:
     "The same for frames that were decoded, which have numbers in place of stamps."
-    own = np.diff(np.sort([s for s, _ in frames if s is not None]))
-    step = float(np.median(own[own > 0])) if (own > 0).any() else 1 / (rate * unit)
+    known = [i for i, (s, _) in enumerate(frames) if s is not None]
+    steps = np.diff(np.sort([frames[i][0] for i in known])) / np.diff(known)
+    step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / (rate * unit)
     times = _rising([s for s, _ in frames], step, LONGEST / unit) * unit
     return None, times - times[0], step * unit if len(frames) > 1 else frames[0][1] * unit or 1 / rate
 
-# %% ../nbs/01_video.ipynb #df538c0c
-PROMISES = {"matroska", "flv", "asf"}  # FFmpeg's formats whose header says how many seconds follow, but not how many frames
+# %% ../nbs/01_video.ipynb #db0f1358
+PROMISES = {"avi", "matroska", "flv", "asf"}  # FFmpeg's formats whose header says how many seconds follow
 
 
-def _missing(path: Path, form: str, video: Video, ends: float, frames: tuple[int, int], seconds: float) -> str:  # a remark, or nothing
-    "Hold what was found against what the file states; raises `VideoError` for a file that was cut."
-    end, size, (found, promised), tenth = stated_end(path, form), os.path.getsize(path), frames, max(1.5 * video.duration / len(video.times), .1)
-    cut, short = end is not None and end > size, PROMISES & {*form.split(",")} and ends < seconds - tenth
-    if short and not cut: return f"its header promises {seconds:.1f} s, {ends:.1f} s are there"
-    if not cut: return ""
-    if short: raise VideoError(path, f"truncated: {ends:.1f} of {seconds:.1f} s")
-    if promised > found and video.duration < promised * video.duration / len(video.times) - tenth: raise VideoError(path, f"truncated: {found} of {promised} frames")
-    lost = (end - size) / end  # at least: nothing says what was to follow
-    if not promised and not seconds and lost > .02 and lost * video.duration > 1: raise VideoError(path, f"truncated: {size:,} of at least {end:,} bytes")
-    return "it was cut; no frame that its header promises is missing" if promised or seconds else "it ends in the middle of a part, and does not say how long it was to be"
+class _Promise(NamedTuple):
+    "What a header says of the video stream; 0 for what it does not say."
+    frames: int
+    seconds: float
+    rate: float  # frames a second
 
-# %% ../nbs/01_video.ipynb #f0b1152e
+
+def _missing(path: Path, form: str, video: Video, n: int, ends: float, promise: _Promise) -> str:  # a remark, or nothing
+    "Hold the `n` packets, the last of which ends at `ends` seconds, against what the file states; raises `VideoError` for a file that was cut."
+    seconds = promise.seconds if PROMISES & {*form.split(",")} else 0
+    end, size, short = stated_end(path, form), os.path.getsize(path), ends < seconds - max(1.5 / promise.rate, .1)
+    cut = end is not None and end > size
+    if short and cut: raise VideoError(path, f"truncated: {ends:.1f} of {seconds:.1f} s")
+    if short and not unbroken(path, form): raise VideoError(path, f"damaged: {ends:.1f} of {seconds:.1f} s can be read")
+    if not cut: return f"its header promises {seconds:.1f} s, {ends:.1f} s are there" if short else ""
+    if promise.frames > n and video.duration < (promise.frames - 1.5) / promise.rate: raise VideoError(path, f"truncated: {n} of {promise.frames} frames")
+    if form == "gif": raise VideoError(path, "truncated: it ends in the middle of a picture")
+    if promise.frames or seconds: return "the file is cut; at most one frame is missing"
+    lost = end - size  # bytes, at least: nothing says what was to follow
+    if lost > .02 * end and lost / size * video.duration > 1: raise VideoError(path, f"truncated: {size:,} of at least {end:,} bytes")
+    return "the file is cut; how much is missing is unknown"
+
+# %% ../nbs/01_video.ipynb #21abf515
 def probe(
     path: str | Path,
 ) -> Video:  # when every frame is shown
@@ -247,26 +258,30 @@ def probe(
     path = Path(path)
     with opened(path) as (container, stream):
         packets, ends = _packets(container, stream)
-        form, unit, rate, promised = container.format.name, float(stream.time_base or 0), float(stream.average_rate or 25), stream.frames
-        size, seconds = (stream.codec_context.width, stream.codec_context.height), (container.duration or 0) / av.time_base
+        form, unit, rate = container.format.name, float(stream.time_base or 0), float(stream.average_rate or 25)
+        size, promise = (stream.codec_context.width, stream.codec_context.height), _Promise(stream.frames, (container.duration or 0) / av.time_base, rate)
         each = bool(packets) and bool(unit) and _one_frame_each(stream.codec_context, packets, unit)
-    if all(p.discard for p in packets): raise VideoError(path, f"truncated: 0 of {promised} frames" if promised else "no frames")
-    frames = [] if each else _decoded_times(path)
-    if not each and not frames: raise VideoError(path, "no frame can be decoded")
+    frames = [] if each or not packets else _decoded_times(path)
+    if not each and not frames:
+        cut = promise.frames > len(packets)
+        raise VideoError(path, f"truncated: {len(packets)} of {promise.frames} frames" if cut else "no frame can be decoded" if packets else "no frames")
     pts, times, last = _packet_times(packets, unit, rate) if each else _frame_times(frames, unit or 1 / rate, rate)
     if form == "avi" and len(times) > 1: last = max(last, float(np.median(np.diff(times))))
     longest = max([last, *np.diff(times)])
     if longest > LONGEST and form not in ANIMATIONS: raise VideoError(path, f"damaged time stamps: one frame for {longest:,.0f} s")
     video = Video(str(path), *size, times, float(times[-1] + last), pts)
-    remarks = [_left_out(packets, frames), _missing(path, form, video, ends, (len(packets), promised), seconds)]
+    remarks = [*_left_out(packets, frames), _missing(path, form, video, len(packets), ends, promise)]
     return replace(video, remarks=tuple(filter(None, remarks)))
 
 
-def _left_out(packets: list[_Packet], frames: list[tuple[int | None, int]]) -> str:  # a remark, or nothing
-    "How many pictures before the first frame could not be decoded."
-    first = frames[0][0] if frames else None
-    n = sum(p.pts is not None and p.pts < first and not p.discard for p in packets) if first is not None else 0
-    return f"{n} picture{'s' * (n > 1)} at the beginning cannot be decoded" if n else ""
+def _left_out(packets: list[_Packet], frames: list[tuple[int | None, int]]) -> list[str]:  # remarks
+    "How many pictures that can be counted gave no frame, at the beginning and later."
+    first, plural = frames[0][0] if frames else None, lambda n: f"{n} picture{'s' * (n > 1)}"
+    if first is None: return []
+    before = sum(p.pts is not None and p.pts < first and not p.discard for p in packets)
+    counted = all(p.coded and p.coded.shown == 1 and not p.coded.half and not p.discard for p in packets)
+    later = len(packets) - before - len(frames) if counted else 0
+    return [f"{plural(before)} at the beginning cannot be decoded"] * (before > 0) + [f"{plural(later)} in the middle cannot be decoded"] * (later > 0)
 
 # %% ../nbs/01_video.ipynb #6fb519a2
 def frame_times(
@@ -335,7 +350,7 @@ def _needed(packets, codec, by_pts) -> Iterator[av.VideoFrame]:
         if skips: codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in by_pts else "NONREF"
         yield from packet.decode()
 
-# %% ../nbs/01_video.ipynb #cd0d6896
+# %% ../nbs/01_video.ipynb #f1ffae87
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:  # a, b, c, d
     "How the stored picture is to be turned and mirrored."
     found = frame.side_data.get(SideData.DISPLAYMATRIX)
@@ -352,6 +367,7 @@ def upright(
     a, b, c, d = matrix
     turned = abs(b) + abs(c) > abs(a) + abs(d)
     x, y = (c, b) if turned else (a, d)
+    if not turned and x > 0 and y > 0: return rgb
     if turned: rgb = rgb.swapaxes(0, 1)
     return np.ascontiguousarray(rgb[::-1 if y < 0 else 1, ::-1 if x < 0 else 1])
 

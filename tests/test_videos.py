@@ -61,6 +61,18 @@ def turned(data: bytes) -> bytes:
     return data[:at] + struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30) + data[at + 36:]
 
 
+def mirrored(data: bytes) -> bytes:
+    "An MP4 whose track is to be shown as in a mirror."
+    at = data.index(b"tkhd") + 44
+    return data[:at] + struct.pack(">9i", -(1 << 16), 0, 0, 0, 1 << 16, 0, 64 << 16, 0, 1 << 30) + data[at + 36:]
+
+
+def longer(data: bytes) -> bytes:
+    "A Matroska file that promises a minute."
+    at = data.index(b"\x44\x89\x88") + 3
+    return data[:at] + struct.pack(">d", 60_000) + data[at + 8:]
+
+
 def still(data: bytes) -> bytes:
     "An AVI with 0 frames a second in both headers."
     main, own = data.index(b"avih") + 8, data.index(b"strh") + 8 + 24
@@ -125,10 +137,11 @@ GOOD = {  # a file's name: how it is made
     "lines.mp4": {"height": 64, "options": {"x264-params": "tff=1:bframes=3"}},  # interlaced
     "open.mp4": {"n": 60, "options": {"x264-params": "open-gop=1:keyint=12:bframes=3"}}, "wrong.mp4": {"form": "avi", "codec": "mpeg4"},
     "picture.mp4": {"n": 1, "form": "image2pipe", "codec": "png", "pix_fmt": "rgb24"}, "turned.mp4": {}, "0fps.avi": {"codec": "mpeg4"},
-    "back.ts": {"codec": "mpeg2video"},
+    "back.ts": {"codec": "mpeg2video"},  # two recordings, one behind the other
+    "order.avi": {"options": {"bf": "3"}}, "order.asf": {"options": {"bf": "3"}}, "order.mxf": {"options": {"bf": "2"}}, "mirrored.mp4": {}, "longer.mkv": {},
 } | dict.fromkeys(["a name with spaces.mp4", "it's \"quoted\".mp4", "two\nlines.mp4", "v=1=x==.mp4", "-rf.mp4", "видео 🎬.mp4", "n" * 251 + ".mp4",
                    "file:mkv.mp4", "100%d.mp4"], {})
-CHANGED = {"turned.mp4": turned, "0fps.avi": still, "back.ts": lambda data: data * 2}  # what is done to a good file's bytes
+CHANGED = {"turned.mp4": turned, "mirrored.mp4": mirrored, "longer.mkv": longer, "0fps.avi": still, "back.ts": lambda data: data * 2}  # what is done to a good file's bytes
 
 
 def extracted(root: Path, table: list[tuple[str, str]], **other) -> tuple[Dataset, pd.DataFrame, dict[str, list[Units]]]:
@@ -175,7 +188,7 @@ def test_a_good_file_is_read(name, corpus, told):
     found = probe(corpus/name)
     frames = dict(decode(found, np.arange(len(found.times))))
     size = [GOOD[name].get(k, usual) for k, usual in [("height", 48), ("width", 64)]]
-    assert len(frames) == GOOD[name].get("n", 20) and list(frames[0].shape[:2]) == (size[::-1] if name == "turned.mp4" else size)
+    assert len(frames) == GOOD[name].get("n", 20) * (1 + (name == "back.ts")) and list(frames[0].shape[:2]) == (size[::-1] if name == "turned.mp4" else size)
     for wanted in [[len(frames) // 2], [0, len(frames) - 1], range(1, len(frames), 3)]:  # what is skipped changes nothing
         for position, frame in decode(found, np.array(wanted, int)): np.testing.assert_array_equal(frame, frames[position])
 
