@@ -14,23 +14,24 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .video import Video, VideoError, decode, probe
+from .video import Video, VideoError, decode, display_matrix, opened, probe
 
 # %% ../nbs/42b_playable.ipynb #5f583989
 PROFILES = {"Baseline", "Constrained Baseline", "Main", "High"}  # of H.264, those with 8 bits and 4:2:0
 
 
 def playable(
-    path: str | Path,  # a video that `probe` accepts
+    video: Video,
 ) -> str:  # "video/mp4", "video/webm", or nothing
-    "The media type under which browsers play the file's own bytes; empty where they would not."
-    with av.open(str(Path(path).absolute()), metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
-        stream, form = container.streams.video[0], container.format.name.split(",")
-        codec, brand = stream.codec_context, container.metadata.get("major_brand", "")
-        if codec is None or codec.pix_fmt not in {"yuv420p", "yuvj420p"}: return ""
+    "The media type under which browsers play the file's own bytes; empty where they would not, or show something else; raises `VideoError`."
+    with opened(video.path) as (container, stream):
+        form, codec, brand = container.format.name.split(","), stream.codec_context, container.metadata.get("major_brand", "")
+        if video.pts is None or len(container.streams.video) > 1 or codec.pix_fmt not in {"yuv420p", "yuvj420p"}: return ""
+        a, b, c, d = display_matrix(next(container.decode(stream)))
+        if a * d < b * c: return ""  # a mirror image
         if "mp4" in form and brand.strip() != "qt" and codec.name == "h264" and codec.profile in PROFILES: return "video/mp4"
         if "webm" not in form or codec.name not in {"vp8", "vp9"}: return ""
-    with open(path, "rb") as f: return "video/webm" if b"webm" in f.read(64) else ""  # FFmpeg calls every Matroska file so
+    with open(video.path, "rb") as f: return "video/webm" if b"webm" in f.read(64) else ""  # FFmpeg calls every Matroska file so
 
 # %% ../nbs/42b_playable.ipynb #7449f12c
 TICKS = 90_000  # time stamps a second in the MP4 that is made
@@ -96,7 +97,7 @@ def clip(
     "The file's own bytes where browsers play them and they are not too many, else H.264; raises `VideoError` for what cannot be shown."
     video = probe(path)
     try:
-        kind = playable(path)
+        kind = playable(video)
         if kind and Path(path).stat().st_size <= most: return Clip(Path(path).read_bytes(), kind)
         cut = f", the first {seconds:g} of {video.duration:.0f} s" if video.duration > seconds else ""
         return Clip(as_mp4(video, side, seconds, most), "video/mp4", "encoded anew to be shown here" + cut)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAYLISTS', 'TEXTS', 'REORDER', 'READ', 'LONGEST', 'ANIMATIONS', 'PROMISES', 'POOLS', 'write_video', 'VideoError',
-           'Video', 'video_stream', 'opened', 'probe', 'frame_times', 'clip_times', 'shown', 'decode', 'upright',
-           'read_frames', 'pool_units']
+           'Video', 'video_stream', 'opened', 'probe', 'frame_times', 'clip_times', 'shown', 'decode', 'display_matrix',
+           'upright', 'read_frames', 'pool_units']
 
 # %% ../nbs/01_video.ipynb #0de048ba
 import errno
@@ -337,7 +337,7 @@ def decode(
             size = size or (frame.width, frame.height)
             position = i if by_pts is None else by_pts.get(frame.pts)
             if position not in left or frame.is_corrupt: continue
-            yield position, upright(to_rgb.reformat(frame, *size, format="rgb24", threads=1).to_ndarray(), _matrix(frame))
+            yield position, upright(to_rgb.reformat(frame, *size, format="rgb24", threads=1).to_ndarray(), display_matrix(frame))
             left.discard(position)
             if not left: return
     if left: raise VideoError(video.path, f"damaged: {len(left)} of {len(wanted)} frames could not be decoded")
@@ -350,8 +350,10 @@ def _needed(packets, codec, by_pts) -> Iterator[av.VideoFrame]:
         if skips: codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in by_pts else "NONREF"
         yield from packet.decode()
 
-# %% ../nbs/01_video.ipynb #f1ffae87
-def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:  # a, b, c, d
+# %% ../nbs/01_video.ipynb #4b0635c9
+def display_matrix(
+    frame: av.VideoFrame,
+) -> tuple[int, int, int, int]:  # a, b, c, d
     "How the stored picture is to be turned and mirrored."
     found = frame.side_data.get(SideData.DISPLAYMATRIX)
     if found is None: return 1, 0, 0, 1
