@@ -27,7 +27,7 @@ def playable(
     with opened(video.path) as (container, stream):
         form, codec, brand = container.format.name.split(","), stream.codec_context, container.metadata.get("major_brand", "")
         if video.pts is None or len(container.streams.video) > 1 or codec.pix_fmt not in {"yuv420p", "yuvj420p"}: return ""
-        a, b, c, d = display_matrix(next(container.decode(stream)))
+        a, b, c, d = display_matrix(next(container.decode(stream))) or (1, 0, 0, 1)
         if a * d < b * c: return ""  # a mirror image
         if "mp4" in form and brand.strip() != "qt" and codec.name == "h264" and codec.profile in PROFILES: return "video/mp4"
         if "webm" not in form or codec.name not in {"vp8", "vp9"}: return ""

@@ -159,14 +159,14 @@ def _one_frame_each(codec, packets: list[_Packet], unit: float) -> bool:
     if codec.name not in READ or packets[0].coded and not packets[0].coded.entry: return False
     return apart > 0 or not (any(p.coded.reordered for p in packets) if packets[0].coded else codec.has_b_frames)
 
-# %% ../nbs/01_video.ipynb #77cdfa0a
-def _frames(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
-    "The packets' frames from the first one that can be decoded undamaged; raises FFmpeg's error for what is damaged later."
-    begun = False
-    for packet in packets:
+# %% ../nbs/01_video.ipynb #5109c3d7
+def _frames(container, stream) -> Iterator[av.VideoFrame]:
+    "The frames from the first one that can be decoded undamaged; raises FFmpeg's error for a picture that is damaged later."
+    begun, read = False, reader(stream.codec_context.name, stream.codec_context.extradata)
+    for packet in container.demux(stream):
         try: frames = packet.decode()
         except av.error.InvalidDataError:
-            if begun: raise
+            if begun and not (read and read(bytes(packet)).shown == 0): raise  # what holds no picture is no loss
             continue
         for frame in frames:
             begun = begun or not frame.is_corrupt
@@ -177,7 +177,7 @@ def _decoded_times(path: Path) -> list[tuple[int | None, int]]:
     "Time stamp and duration of each frame, as the decoder gives them."
     with opened(path) as (container, stream):
         stream.codec_context.thread_count = 1
-        return [(f.pts, f.duration or 0) for f in _frames(container.demux(stream))]
+        return [(f.pts, f.duration or 0) for f in _frames(container, stream)]
 
 # %% ../nbs/01_video.ipynb #9c895ca3
 def _rising(
@@ -328,16 +328,15 @@ def decode(
     "Decode once and yield each wanted frame once, upright; raises `VideoError` where one cannot be had undamaged."
     wanted = sorted({int(p) for p in np.ravel(positions)})
     by_pts = None if video.pts is None else {int(video.pts[p]): p for p in wanted}
-    left, size = set(wanted), None
+    left, size, matrix = set(wanted), None, (1, 0, 0, 1)
     with opened(video.path) as (container, stream):
         codec, to_rgb = stream.codec_context, VideoReformatter()
         codec.thread_count = 1  # the workers are the parallelism
-        packets = container.demux(stream)
-        for i, frame in enumerate(_frames(packets) if by_pts is None else _needed(packets, codec, by_pts)):
-            size = size or (frame.width, frame.height)
+        for i, frame in enumerate(_frames(container, stream) if by_pts is None else _needed(container.demux(stream), codec, by_pts)):
+            if size is None or frame.key_frame: size, matrix = size or (frame.width, frame.height), display_matrix(frame) or matrix
             position = i if by_pts is None else by_pts.get(frame.pts)
             if position not in left or frame.is_corrupt: continue
-            yield position, upright(to_rgb.reformat(frame, *size, format="rgb24", threads=1).to_ndarray(), display_matrix(frame))
+            yield position, upright(to_rgb.reformat(frame, *size, format="rgb24", threads=1).to_ndarray(), matrix)
             left.discard(position)
             if not left: return
     if left: raise VideoError(video.path, f"damaged: {len(left)} of {len(wanted)} frames could not be decoded")
@@ -350,13 +349,13 @@ def _needed(packets, codec, by_pts) -> Iterator[av.VideoFrame]:
         if skips: codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in by_pts else "NONREF"
         yield from packet.decode()
 
-# %% ../nbs/01_video.ipynb #4b0635c9
+# %% ../nbs/01_video.ipynb #2ebdc46f
 def display_matrix(
     frame: av.VideoFrame,
-) -> tuple[int, int, int, int]:  # a, b, c, d
+) -> tuple[int, int, int, int] | None:  # a, b, c, d; None where the frame does not say
     "How the stored picture is to be turned and mirrored."
     found = frame.side_data.get(SideData.DISPLAYMATRIX)
-    if found is None: return 1, 0, 0, 1
+    if found is None: return None
     a, b, _, c, d, *_ = np.frombuffer(bytes(found), np.int32)
     return int(a), int(b), int(c), int(d)
 

@@ -260,6 +260,39 @@ def test_streams_begun_in_the_middle(suffix, codec, options, begin, tmp_path):
     assert video.remarks == ((f"{lost} picture{'s' * (lost > 1)} at the beginning cannot be decoded",) if lost else ())
 
 
+def test_packets_without_a_picture_are_no_loss(tmp_path):
+    "Supplemental information in a packet of its own, as FFmpeg's stream copies into ASF have it: decoders call it an error."
+    with av.open(str(encoded(tmp_path/"a.mp4", 30, options={"bf": "2"}))) as read, av.open(str(tmp_path/"b.mkv"), "w") as out:
+        copy = out.add_stream_from_template(stream := read.streams.video[0])
+        for i, packet in enumerate(read.demux(stream)):
+            if packet.dts is None: continue
+            packet.stream = copy
+            out.mux(packet)
+            if i == 15:
+                lone = av.Packet(bytes([0, 0, 0, 5, 6, 6, 1, 0xc4, 0x80]))
+                lone.pts, lone.dts, lone.time_base, lone.stream = packet.pts + 1, packet.dts, packet.time_base, copy
+                out.mux(lone)
+    assert numbers(probe(tmp_path/"b.mkv")) == list(range(30))
+
+
+ORIENTED = {"rotate=90": lambda x: np.rot90(x, 1), "rotate=180": lambda x: np.rot90(x, 2), "flip=horizontal": lambda x: x[:, ::-1], "flip=vertical": lambda x: x[::-1]}
+
+
+@pytest.mark.parametrize("how", ORIENTED)
+def test_orientation_kept_in_the_stream(how, tmp_path):
+    "In H.264's own supplemental information, in a container that knows of none."
+    with av.open(str(encoded(tmp_path/"a.ts", 8, options={"bf": "0", "crf": "5"}))) as read, av.open(str(tmp_path/"b.ts"), "w") as out:
+        copy = out.add_stream_from_template(stream := read.streams.video[0])
+        turn = av.BitStreamFilterContext(f"h264_metadata=display_orientation=insert:{how}", stream)
+        for packet in read.demux(stream):
+            for turned in turn.filter(packet if packet.size else None):
+                turned.stream = copy
+                out.mux(turned)
+    (_, got), = decode(probe(tmp_path/"b.ts"), np.array([5]))
+    true = ORIENTED[how](numbered(5)).astype(int)
+    assert got.shape == true.shape and np.abs(got - true).mean() < 12
+
+
 def test_a_change_of_size_in_the_middle(tmp_path):
     "Later frames are scaled to the first one's size, as FFmpeg does."
     parts = [encoded(tmp_path/f"{i}.ts", 20, options={"bf": "0"}, size=size) for i, size in enumerate([(128, 96), (256, 192)])]
