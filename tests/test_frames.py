@@ -93,8 +93,9 @@ CONTAINERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "av
               "mpg": "mpeg", "vob": "vob", "nut": "nut", "ogv": "ogv", "3gp": "3gp", "m4v": "m4v", "wtv": "wtv", "f4v": "f4v", "ivf": "ivf",
               "h264": "h264", "h265": "hevc", "m1v": "mpeg1video", "m2v": "mpeg2video", "gif": "gif", "apng": "apng", "mjpeg": "mjpeg", "y4m": "yuv4mpegpipe"}
 X264 = {"x264-params": "b-adapt=0:scenecut=0:keyint=12"}
-CODECS = [("libx264", {"bf": "0"} | X264), ("libx264", {"bf": "1"} | X264), ("libx264", {"bf": "3"} | X264), ("libx264", {"x264-params": "open-gop=1:keyint=8:bframes=3"}),
-          ("libx264", {"x264-params": "tff=1:bframes=2"}), ("libx265", {"x265-params": "log-level=none:bframes=3:b-adapt=0"}),
+CODECS = [("libx264", {"bf": "0"} | X264), ("libx264", {"bf": "1"} | X264), ("libx264", {"bf": "3"} | X264),
+          ("libx264", {"x264-params": "open-gop=1:keyint=8:bframes=3"}), ("libx264", {"x264-params": "tff=1:bframes=2"}),
+          ("libx265", {"x265-params": "log-level=none:bframes=3:b-adapt=0"}),
           ("libx265", {"x265-params": "log-level=none:bframes=0"}), ("mpeg4", {}), ("mpeg4", {"bf": "2"}), ("mpeg2video", {}), ("mpeg2video", {"bf": "2"}),
           ("mpeg1video", {}), ("mpeg1video", {"bf": "2"}), ("libvpx", {"deadline": "realtime"}), ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
           *[(c, {}) for c in ("mjpeg", "flv1", "wmv1", "wmv2", "msmpeg4", "h263", "ffv1", "huffyuv", "rawvideo", "png", "gif", "apng", "prores", "qtrle",
@@ -120,8 +121,9 @@ def test_every_pair_of_container_and_codec(suffix, tmp_path):
     assert not wrong and right
 
 
-@pytest.mark.parametrize("suffix, codec, options", [("mp4", "libx264", {"bf": "3"}), ("avi", "libx264", {"bf": "3"}), ("avi", "mpeg4", {"bf": "2"}), ("asf", "libx264", {"bf": "2"}),
-                                                    ("mkv", "libx265", {"x265-params": "log-level=none"}), ("mxf", "mpeg2video", {"bf": "2"}), ("gif", "gif", {})])
+@pytest.mark.parametrize("suffix, codec, options", [
+    ("mp4", "libx264", {"bf": "3"}), ("avi", "libx264", {"bf": "3"}), ("avi", "mpeg4", {"bf": "2"}), ("asf", "libx264", {"bf": "2"}),
+    ("mkv", "libx265", {"x265-params": "log-level=none"}), ("mxf", "mpeg2video", {"bf": "2"}), ("gif", "gif", {})])
 def test_as_frames_as_clips_and_in_the_browser(suffix, codec, options, tmp_path):
     path = encoded(tmp_path/f"a.{suffix}", 50, codec, options=options)
     video = probe(path)
@@ -157,8 +159,8 @@ def edited(path: Path, edits: list[tuple[float, float]]) -> Path:
     return path
 
 
-EDITS = {"end cut": [(1, 0)], "start cut": [(1.6, .8)], "start and end cut": [(.8, .6)], "two pieces": [(.4, 0), (.6, 1.2)], "begins later": [(.5, -1), (2.4, 0)],
-         "a piece twice": [(.4, .4), (.4, .4)]}
+EDITS = {"end cut": [(1, 0)], "start cut": [(1.6, .8)], "start and end cut": [(.8, .6)], "two pieces": [(.4, 0), (.6, 1.2)],
+         "begins later": [(.5, -1), (2.4, 0)], "a piece twice": [(.4, .4), (.4, .4)]}
 
 
 @pytest.mark.parametrize("bf", [0, 2])
@@ -198,7 +200,8 @@ def test_empty_chunks_are_no_frames(tmp_path):
 
 def test_packed_b_frames(tmp_path):
     "As DivX and XviD store MPEG-4 in AVI: a B-picture in the packet of the picture before it, a stand-in in the next one."
-    with av.open(str(encoded(tmp_path/"a.avi", 30, "mpeg4", options={"bf": "1", "g": "30"}))) as c: coded = [bytes(p) for p in c.demux(video=0) if p.size]
+    with av.open(str(encoded(tmp_path/"a.avi", 30, "mpeg4", options={"bf": "1", "g": "30"}))) as c:
+        coded = [bytes(p) for p in c.demux(video=0) if p.size]
     kinds = [data[data.index(b"\0\0\1\xb6") + 4] >> 6 for data in coded]
     assert kinds.count(2) > 5
     packed, k = [], 0
@@ -229,7 +232,8 @@ def test_two_recordings_in_one_stream(tmp_path):
 
 def test_time_stamps_below_zero_and_past_the_counter(tmp_path):
     for name, first in [("below.mkv", -10), ("past.ts", round(2**33 / 90_000 * RATE) - 15)]:
-        with av.open(str(encoded(tmp_path/"a.mp4", 40, options={"bf": "2"}))) as read, av.open(str(tmp_path/name), "w", options={"avoid_negative_ts": "disabled"}) as out:
+        source = encoded(tmp_path/"a.mp4", 40, options={"bf": "2"})
+        with av.open(str(source)) as read, av.open(str(tmp_path/name), "w", options={"avoid_negative_ts": "disabled"}) as out:
             stream = read.streams.video[0]
             copy, step = out.add_stream_from_template(stream), round(1 / RATE / stream.time_base)
             for packet in read.demux(stream):
@@ -275,7 +279,8 @@ def test_packets_without_a_picture_are_no_loss(tmp_path):
     assert numbers(probe(tmp_path/"b.mkv")) == list(range(30))
 
 
-ORIENTED = {"rotate=90": lambda x: np.rot90(x, 1), "rotate=180": lambda x: np.rot90(x, 2), "flip=horizontal": lambda x: x[:, ::-1], "flip=vertical": lambda x: x[::-1]}
+ORIENTED = {"rotate=90": lambda x: np.rot90(x, 1), "rotate=180": lambda x: np.rot90(x, 2), "flip=horizontal": lambda x: x[:, ::-1],
+            "flip=vertical": lambda x: x[::-1]}
 
 
 @pytest.mark.parametrize("how", ORIENTED)
@@ -311,7 +316,8 @@ def test_the_default_stream_counts(tmp_path):
     for name, chosen in [("first", 0), ("second", 1)]:
         with av.open(str(tmp_path/f"{name}.mkv"), "w") as out:
             streams = [out.add_stream("mpeg4", rate=RATE) for _ in range(2)]
-            for k, s in enumerate(streams): s.width, s.height, s.pix_fmt, s.disposition = WIDTH, HEIGHT, "yuv420p", av.stream.Disposition.default if k == chosen else 0
+            for k, s in enumerate(streams):
+                s.width, s.height, s.pix_fmt, s.disposition = WIDTH, HEIGHT, "yuv420p", av.stream.Disposition.default if k == chosen else 0
             for i in range(20):
                 for k, s in enumerate(streams): out.mux(s.encode(av.VideoFrame.from_ndarray(numbered(i + 100 * k), format="rgb24")))
             for s in streams: out.mux(s.encode())
@@ -377,8 +383,9 @@ def test_a_picture_that_stays_for_minutes_in_an_animation(tmp_path):
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("suffix, codec, options", [("avi", "libx264", {"bf": "3"}), ("asf", "libx264", {"bf": "2"}), ("mxf", "libx264", {"bf": "2"}), ("mp4", "libx265", {"x265-params": "log-level=none"}),
-                                                    ("mpg", "mpeg2video", {"bf": "2"}), ("avi", "mpeg4", {"bf": "2"})])
+@pytest.mark.parametrize("suffix, codec, options", [
+    ("avi", "libx264", {"bf": "3"}), ("asf", "libx264", {"bf": "2"}), ("mxf", "libx264", {"bf": "2"}), ("mp4", "libx265", {"x265-params": "log-level=none"}),
+    ("mpg", "mpeg2video", {"bf": "2"}), ("avi", "mpeg4", {"bf": "2"})])
 def test_ffmpeg_shows_the_same(suffix, codec, options, tmp_path):
     path = encoded(tmp_path/f"a.{suffix}", 40, codec, options=options)
     assert numbers(probe(path)) == ffmpeg_says(path) == list(range(40))

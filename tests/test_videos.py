@@ -138,10 +138,11 @@ GOOD = {  # a file's name: how it is made
     "open.mp4": {"n": 60, "options": {"x264-params": "open-gop=1:keyint=12:bframes=3"}}, "wrong.mp4": {"form": "avi", "codec": "mpeg4"},
     "picture.mp4": {"n": 1, "form": "image2pipe", "codec": "png", "pix_fmt": "rgb24"}, "turned.mp4": {}, "0fps.avi": {"codec": "mpeg4"},
     "back.ts": {"codec": "mpeg2video"},  # two recordings, one behind the other
-    "order.avi": {"options": {"bf": "3"}}, "order.asf": {"options": {"bf": "3"}}, "order.mxf": {"options": {"bf": "2"}}, "mirrored.mp4": {}, "longer.mkv": {},
+    "order.avi": {"options": {"bf": "3"}}, "order.asf": {"options": {"bf": "3"}}, "mirrored.mp4": {}, "longer.mkv": {},
 } | dict.fromkeys(["a name with spaces.mp4", "it's \"quoted\".mp4", "two\nlines.mp4", "v=1=x==.mp4", "-rf.mp4", "видео 🎬.mp4", "n" * 251 + ".mp4",
                    "file:mkv.mp4", "100%d.mp4"], {})
-CHANGED = {"turned.mp4": turned, "mirrored.mp4": mirrored, "longer.mkv": longer, "0fps.avi": still, "back.ts": lambda data: data * 2}  # what is done to a good file's bytes
+CHANGED = {"turned.mp4": turned, "mirrored.mp4": mirrored, "longer.mkv": longer, "0fps.avi": still,
+           "back.ts": lambda data: data * 2}  # what is done to a good file's bytes
 
 
 def extracted(root: Path, table: list[tuple[str, str]], **other) -> tuple[Dataset, pd.DataFrame, dict[str, list[Units]]]:
