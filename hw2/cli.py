@@ -9,6 +9,7 @@ __all__ = ['EXPERIMENTS', 'NotebookError', 'execute', 'Commands', 'app', 'value_
 # %% ../nbs/90_cli.ipynb #04d761ab
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,14 +190,17 @@ def told_of(
     "What a run's classifiers say of one clip, for a terminal."
     first = told.iloc[0]
     yield visible(first["clip"])
-    yield f"  {visible(first['own'] or 'new to this run')}"
+    failed, same = (told["error"] != "").all(), told["error"].nunique() == 1
+    if first["own"] or not failed: yield from _indented(first["own"] or "new to this run", width)
     table = told[["feature", "pred", "p", "top1"]].rename(columns={"pred": "predicted", "top1": f"{split}_top1"})
     room = max(12, width - 4 - table["feature"].str.len().max() - 2 * 11)
     table["predicted"] = [c if len(c) <= room else c[:room - 3] + "..." for c in map(visible, table["predicted"])]
-    if (told["error"] == "").any(): yield "  " + table.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}").replace("\n", "\n  ")
-    same = told["error"].nunique() == 1
+    if not failed: yield "  " + table.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}").replace("\n", "\n  ")
     for f, error in told[["feature", "error"]].to_numpy()[:1 if same else None]:
-        if error: yield f"  {'' if same else f + ': '}{visible(error)}"
+        if error: yield from _indented(("" if same else f"{f}: ") + error, width)
+
+
+def _indented(text: str, width: int) -> list[str]: return textwrap.wrap(visible(text), width, initial_indent="  ", subsequent_indent="  ")
 
 
 @app.command("predict")
