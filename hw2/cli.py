@@ -200,7 +200,9 @@ def told_of(
         if error: yield from _indented(("" if same else f"{f}: ") + error, width)
 
 
-def _indented(text: str, width: int) -> list[str]: return textwrap.wrap(visible(text), width, initial_indent="  ", subsequent_indent="  ")
+def _indented(text: str, width: int) -> list[str]:
+    "Lines of text, two columns in."
+    return textwrap.wrap(visible(text), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 @app.command("predict")
