@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'NotebookError', 'execute', 'Commands', 'app', 'value_of', 'outlook', 'minutes', 'run', 'form_of',
-           'params_text', 'init', 'predict_clips', 'see_doctor', 'check_submission_file', 'publish_run']
+           'params_text', 'init', 'told_of', 'predict_clips', 'see_doctor', 'check_submission_file', 'publish_run']
 
 # %% ../nbs/90_cli.ipynb #04d761ab
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,14 +182,39 @@ def init(data, out):
     click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form})\nnext: hw2 run --params {out} --dry-run")
 
 # %% ../nbs/90_cli.ipynb #593247d8
+def told_of(
+    told: pd.DataFrame,  # one clip's rows of `train.predict`
+    split: str,  # whose top-1 it is: "test" or "val"
+    width: int = 100,  # columns
+) -> Iterator[str]:  # lines of text
+    "What a run's classifiers say of one clip, for a terminal."
+    first = told.iloc[0]
+    yield visible(first["clip"])
+    failed, same = (told["error"] != "").all(), told["error"].nunique() == 1
+    if first["own"] or not failed: yield from _indented(first["own"] or "new to this run", width)
+    table = told[["feature", "pred", "p", "top1"]].rename(columns={"pred": "predicted", "top1": f"{split}_top1"})
+    room = max(12, width - 4 - table["feature"].str.len().max() - 2 * 11)
+    table["predicted"] = [c if len(c) <= room else c[:room - 3] + "..." for c in map(visible, table["predicted"])]
+    if not failed: yield "  " + table.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}").replace("\n", "\n  ")
+    for f, error in told[["feature", "error"]].to_numpy()[:1 if same else None]:
+        if error: yield from _indented(("" if same else f"{f}: ") + error, width)
+
+
+def _indented(text: str, width: int) -> list[str]:
+    "Lines of text, two columns in."
+    return textwrap.wrap(visible(text), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
 @app.command("predict")
 @click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--run", "name", required=True, help="A run that is done: its name, or its folder.")
 def predict_clips(clips, name):
-    "Label new CLIPS with all classifiers of a run."
-    from hw2.train import predict
-    told = predict(Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name, list(clips))
-    click.echo(told.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}"))
+    "Label CLIPS with all classifiers of a run; beside each answer its probability p and how often that feature is right on held-out videos."
+    from hw2.train import held_out_top1, predict
+    folder = Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name
+    told = predict(folder, list(clips))
+    split, _ = held_out_top1(folder)
+    click.echo("\n\n".join("\n".join(told_of(told.iloc[i:i + len(told) // len(clips)], split)) for i in range(0, len(told), len(told) // len(clips))))
     if (told["error"] != "").any(): raise click.exceptions.Exit(1)
 
 # %% ../nbs/90_cli.ipynb #5ff5516d

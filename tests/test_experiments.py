@@ -25,7 +25,7 @@ from hw2.demo import CLASSES
 from hw2.extract import dataset_of, extract, stores_of
 from hw2.run import PARAMETERS, read_params
 from hw2.store import PART, load, read_units
-from hw2.train import predict, train_feature
+from hw2.train import train_feature
 
 from traces import lasting, parts_of, record
 
@@ -208,23 +208,6 @@ def test_plain_papermill_refuses_an_unknown_parameter(tiny_home):
         papermill.execute_notebook(str(EXPERIMENTS/"extract.ipynb"), str(tiny_home/"unknown.ipynb"), {"fsp": 3, "name": "unknown"}, cwd=str(tiny_home),
                                    progress_bar=False, kernel_name="python3", config=Config({"KernelManager": {"transport_encryption": "auto"}}))
     assert not (tiny_home/"runs/unknown").exists()
-
-
-def test_predict_tells_what_the_run_told(tiny_run, monkeypatch):
-    manifest = pd.read_csv(tiny_run.folder/"manifest.csv")
-    row = manifest[manifest["split"] == "test"].iloc[3]
-    clip = tiny_run.home/"a new clip.mp4"
-    shutil.copy(tiny_run.home/"tiny"/row["path"], clip)
-    told = predict(tiny_run.folder, [clip]).set_index("feature")
-    assert told.index.tolist() == ["sift", "cnn (untrained)", "cnn3d"]
-    for feature, called in zip(FEATURES, told.index):
-        known = pd.read_csv(tiny_run.folder/feature/"predictions.csv").set_index("id").loc[row["id"]]
-        assert told["pred"][called] == CLASSES[int(known["pred"])]
-        assert told["p"][called] == pytest.approx(known[f"p_{int(known['pred'])}"], abs=1e-5)
-    (tiny_run.home/"no clip.mp4").write_text("not a video")
-    done = invoke(tiny_run.home, monkeypatch, "predict", "a new clip.mp4", "no clip.mp4", "--run", "tiny")
-    assert done.exit_code == 1 and "Invalid data" in done.stdout
-    assert all(name in done.stdout for name in told["pred"])
 
 
 def test_dry_run_counts_and_leaves_nothing(tiny_run, monkeypatch):
