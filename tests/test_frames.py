@@ -340,6 +340,14 @@ def test_a_cover_is_no_video(tmp_path):
     (tmp_path/"cover.mp4").write_bytes(data[:track] + data[meta:] + data[track:meta])
     with av.open(str(tmp_path/"cover.mp4")) as c: assert c.streams.video[0].disposition & av.stream.Disposition.attached_pic
     assert numbers(probe(tmp_path/"cover.mp4")) == list(range(20))
+    with av.open(str(tmp_path/"song.m4a"), "w", format="mp4") as out:
+        sound, cover = out.add_stream("aac", rate=8000), out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 64, "yuvj420p", av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.rate = 8000
+        picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")
+        out.mux([*cover.encode(picture), *cover.encode(), *sound.encode(silence), *sound.encode()])
+    with pytest.raises(VideoError, match="no video stream"): probe(tmp_path/"song.m4a")
 
 
 MATRICES = {"as it is": (1, 0, 0, 1), "a quarter": (0, 1, -1, 0), "half": (-1, 0, 0, -1), "three quarters": (0, -1, 1, 0),
