@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'KEPT', 'LEAST', 'OFF', 'STRAIGHT', 'REACH', 'GAP', 'COPIES', 'standard', 'coarse', 'candidates', 'laid',
-           'register', 'Match', 'compare', 'narrow', 'wide', 'gap', 'near_duplicates', 'learned_from', 'described',
-           'background_of', 'Background', 'background']
+           'register', 'Match', 'compare', 'croppable', 'narrow', 'wide', 'gap', 'near_duplicates', 'learned_from',
+           'described', 'background_of', 'Background', 'background']
 
 # %% ../nbs/14b_leaks.ipynb #a404087d
 from collections.abc import Iterator, Sequence
@@ -72,12 +72,12 @@ STRAIGHT, REACH = np.array([1, 0, 1, 0, 0.]), np.array([.17, SIDE / 10, .17, SID
 
 def _reading(scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (p, SIDE, SIDE) weights, (p, SIDE) which places lie inside
     "How `SIDE` cells are read at other places."
-    x = (SIDE - 1) / 2 + scale[:, None] * OFF + shift[:, None]
-    d = abs(np.clip(x, 0, SIDE - 1)[:, :, None] - np.arange(-2, SIDE + 2))
-    W = np.where(d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, -.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0))
+    x = ((SIDE - 1) / 2 + scale[:, None] * OFF + shift[:, None]).astype(np.float32)
+    d = np.minimum(abs(np.clip(x, 0, SIDE - 1)[:, :, None] - np.arange(-2, SIDE + 2, dtype=np.float32)), 2)
+    W = np.where(d < 1, (1.5 * d - 2.5) * d * d + 1, ((-.5 * d + 2.5) * d - 4) * d + 2)
     W[:, :, 2] += W[:, :, :2].sum(2)
     W[:, :, -3] += W[:, :, -2:].sum(2)
-    return W[:, :, 2:-2].astype(np.float32), (x > -.5) & (x < SIDE - .5) & (abs(OFF) < SIDE / 2 - 1)
+    return W[:, :, 2:-2], (x > -.5) & (x < SIDE - .5) & (abs(OFF) < SIDE / 2 - 1)
 
 
 def laid(
@@ -104,8 +104,9 @@ def register(
 ) -> np.ndarray:  # (p, 5)
     "How each b is to be laid on its a, by Gauss-Newton steps; brightness and contrast are free."
     for _ in range(steps):
-        (w, inside), wt = laid(b, place), laid(moving, place)[0]
-        w = w + place[:, 4, None, None, None] * wt
+        both, inside = laid(np.concatenate([b, moving], 1), place)
+        w, wt = np.split(both, 2, 1)
+        w = w + place[:, 4, None, None, None].astype(np.float32) * wt
         A, B = _centred(a, inside), _centred(w, inside)
         gain = (A * B).sum((1, 2, 3)) / np.maximum((B * B).sum((1, 2, 3)), 1e-6)
         gy, gx = np.gradient(w, axis=(2, 3))
@@ -128,9 +129,10 @@ class Match:
     contrast: float  # grey levels of the first video
     stirring: float  # grey levels of what moves in them
     first: tuple[int, int]  # the thumbnails of both that lie beside one another first
+    place: np.ndarray  # (5,) how the second lies on the first
 
 
-def _match(a: np.ndarray, b: np.ndarray, first: tuple[int, int]) -> Match:
+def _match(a: np.ndarray, b: np.ndarray, first: tuple[int, int], place: np.ndarray) -> Match:
     "The comparison of (n, cells) with (n, cells)."
     rms = lambda x: float(np.sqrt(np.square(x).mean()))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
@@ -138,7 +140,7 @@ def _match(a: np.ndarray, b: np.ndarray, first: tuple[int, int]) -> Match:
     left, ma, mb = a - b, a - a.mean(0), b - b.mean(0)
     stir = rms(ma) * rms(mb)
     return Match(1 - np.square(left).mean() / max(2 * rms(a) ** 2, 1e-6), float((ma * mb).mean()) / max(stir, 1e-6), rms(left.mean(0)),
-                 rms(left - left.mean(0)), rms(a), stir ** .5, first)
+                 rms(left - left.mean(0)), rms(a), stir ** .5, first, place)
 
 
 def _beside(n: int, m: int, ahead: int) -> tuple[slice, slice]:
@@ -157,9 +159,11 @@ def compare(
     (n, m), (w, inside) = (len(a), len(b)), (x[0] for x in laid(b[None], place[None]))
     need = max(min(3, n, m), int(np.ceil(.6 * min(n, m))))
     like = standard(a[:, inside]) @ standard(w[:, inside]).T
-    ahead = max(range(need - n, m - need + 1), key=lambda k: np.diagonal(like, k).mean())
+    shift = (np.arange(m) - np.arange(n)[:, None]).ravel() + n - 1  # which diagonal
+    likeness = np.bincount(shift, like.ravel()) / np.bincount(shift)
+    ahead = int(likeness[need - 1:n + m - need].argmax()) + need - n
     i, j = _beside(n, m, ahead)
-    rough = _match(a[i][:, inside], w[j][:, inside], (i.start, j.start))
+    rough = _match(a[i][:, inside], w[j][:, inside], (i.start, j.start), place)
     if rough.correlation < .93 or (rough.motion < .5 and rough.stirring > 2): return rough
     moving = np.gradient(b, axis=0) if m > 1 else 0 * b
     for _ in range(4):
@@ -170,20 +174,27 @@ def compare(
         ahead, place = ahead + frames, place - frames * np.eye(5)[4]
         i, j = _beside(n, m, ahead)
     (w, inside), wt = (x[0] for x in laid(b[None, j], place[None])), laid(moving[None, j], place[None])[0][0]
-    return _match(a[i][:, inside], (w + place[4] * wt)[:, inside], (i.start, j.start))
+    return _match(a[i][:, inside], (w + place[4] * wt)[:, inside], (i.start, j.start), place)
 
 # %% ../nbs/14b_leaks.ipynb #a9a6b3d3
-GAP = 5  # times as much is left between a video and those that are not its copies
+GAP = 8  # times as much is left between a video and those that are not its copies
+
+
+def croppable(place: np.ndarray) -> bool:
+    "Whether one is a part of the other, give or take a third of a cell, and not another view of the same ground."
+    scale, shift = place[[0, 2]], place[[1, 3]]
+    return bool((abs(scale - 1) < .15).all() and (abs(shift) <= abs(scale - 1) * SIDE / 2 + .35).all())
 
 
 def narrow(match: Match) -> bool:
     "Whether so little is left that the two can only be copies."
-    return (match.correlation > .97 and match.moved**2 <= .5**2 + (.17 * match.stirring)**2 and match.still**2 <= 1.2**2 + (.035 * match.contrast)**2)
+    little = match.moved**2 <= .5**2 + (.15 * match.stirring)**2 and match.still**2 <= 1.2**2 + (.033 * match.contrast)**2
+    return match.correlation > .97 and croppable(match.place) and little
 
 
 def wide(match: Match) -> bool:
     "Whether the two may be copies, if nothing else is as near."
-    return match.correlation > .97 and (match.motion > .85 or match.correlation > .995)
+    return match.correlation > .97 and croppable(match.place) and (match.motion > .85 or match.correlation > .995)
 
 
 def gap(
@@ -207,7 +218,7 @@ def near_duplicates(
 ) -> pd.DataFrame:  # columns COPIES: two positions, a < b; whether one is mirrored; seconds by which b starts later (a, where negative)
     "All pairs of videos that are, most likely, copies of one another."
     pairs, pictures = {}, [v.reshape(-1, SIDE, SIDE).astype(np.float32) for v in videos]
-    most = max(8, 60_000 // max(len(videos), 1))
+    most = max(8, 20_000 // max(len(videos), 1))
     for mirrored in (False, True) if len(videos) > 1 else ():
         for i, j, place, like in _aligned(pictures, candidates(videos, mirrored, most), mirrored):
             if like > pairs.get((min(i, j), max(i, j)), (0,))[0]: pairs[min(i, j), max(i, j)] = like, i, j, mirrored, place
@@ -269,10 +280,14 @@ class Background:
     majority: int  # how many have their training videos' most frequent label
     classes: int
 
-    def sentence(self) -> str:
-        share = lambda k: f"{k / self.n:.2f}"
-        return (f"the background alone gives away {share(self.correct)} of the labels ({self.correct} of {self.n} held-out videos, by the nearest "
-                f"training video's 8 x 8 thumbnail; chance: {1 / self.classes:.2f} for {self.classes} classes, the most frequent class: {share(self.majority)})")
+    def sentence(self,
+        interval: tuple[float, float],  # of the share
+    ) -> str:
+        "The figure and, beside it, chance."
+        low, high = interval
+        return (f"the background alone gives away {self.correct / self.n:.2f} of the labels ({self.correct} of {self.n} held-out videos, interval {low:.2f} to "
+                f"{high:.2f}, by the nearest training video's 8 x 8 thumbnail); chance is {1 / self.classes:.2f} for {self.classes} classes, "
+                f"{self.majority / self.n:.2f} by the most frequent class")
 
 
 def background(

@@ -71,6 +71,7 @@ class Video:
     times: np.ndarray  # (n,) float64, seconds at which each frame appears, rising
     duration: float  # seconds, the last frame's own included
     pts: np.ndarray | None  # (n,) int64 time stamps in the container's own unit; None where it has none
+    remarks: tuple[str, ...] = ()  # what is worth a look in a readable file
 
 # %% ../nbs/01_video.ipynb #a450edf9
 def _openable(path: Path) -> None:
