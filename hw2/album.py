@@ -101,7 +101,7 @@ def write_keypoints(
     lines = -(-len(shots) // across)
     fig, axs = plt.subplots(lines, across, figsize=(8.4, lines * (2.75 * min(high, 1.3) + .3)), layout="constrained", squeeze=False)
     for ax in axs.flat: ax.axis("off")
-    for ax, (row, grey) in zip(axs.flat, shots): plot_keypoints(grey, keypoints(grey, params["keypoints"])[0], names[row.label], ax)
+    for ax, (row, grey) in zip(axs.flat, shots): plot_keypoints(grey, keypoints(grey, params["keypoints"], params["sift_size"])[0], names[row.label], ax)
     save_photos(fig, Path(run)/"figures/keypoints", colours=64)
     return True
 
@@ -128,7 +128,7 @@ def _in_first_words(run: str | Path) -> tuple[np.ndarray, np.ndarray]:
     "Every readable video's bag of the first fold's words, and its label or -1."
     params, m, words = run_params(run), read_manifest(Path(run)/"manifest.csv"), vocabulary(run)[1]
     bag = BagOfWords(params["words"], params["sift_pool"], params["sift_norm"]).load({"vocabulary": words})
-    try: seen = read_units(Store(Path(params["cache"]), Descriptors(params["keypoints"], params["fps"]).key()), m)
+    try: seen = read_units(Store(Path(params["cache"]), Descriptors(params["keypoints"], params["fps"], params["sift_size"]).key()), m)
     except FileNotFoundError: return np.zeros((0, len(words)), np.float32), np.zeros(0, np.int64)
     there = [u.units is not None for u in seen]
     return bag.transform([u.units for u in seen if u.units is not None]), m["label"].fillna(-1).to_numpy(np.int64)[there]
@@ -137,13 +137,14 @@ def _in_first_words(run: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def patches_of(
     rows: pd.DataFrame,  # see `seen_videos`
     most: int,  # keypoints of a frame
+    size: int | None = None,  # pixels, the frame's longer side for SIFT
     videos: int = 48,
     frames: int = 2,  # of each video
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:  # descriptors (m, 128) uint8, the video of each (m,), what each sees
     "All keypoints of some frames of the first videos: descriptors and patches."
     found = [(np.zeros((0, 128), np.uint8), "", [])]
     for row, grey in _grey_frames(rows, videos, frames):
-        K, D = keypoints(grey, most)
+        K, D = keypoints(grey, most, size)
         found.append((D, row.id, [patch(grey, point) for point in K]))
     owner = np.repeat([video for _, video, _ in found], [len(D) for D, _, _ in found])
     return np.concatenate([D for D, _, _ in found]), owner, [p for _, _, seen in found for p in seen]
@@ -157,7 +158,7 @@ def write_words(
     if "sift" not in params["features"]: return False
     rows, (part, words), (X, y) = _to_learn_from(run), vocabulary(run), comparable(run, "sift")
     if part != "all": rows = rows[(rows["fold"] != int(part)).fillna(True)]
-    D, owner, patches = patches_of(_in_turn(rows), params["keypoints"])
+    D, owner, patches = patches_of(_in_turn(rows), params["keypoints"], params["sift_size"])
     if not len(D) or not len(X): return False
     often = np.stack([X[y == c].mean(0) if (y == c).any() else 0 * X[0] for c in range(len(names))])  # (classes, words)
     near = {w: [patches[i] for i in closest(D, owner, words, w, 6)] for w in telling_words(X, y, 16)}

@@ -175,10 +175,14 @@ def params_text(
 def init(data, out):
     "Write a parameters file for DATA: a folder (the course's, or one with a folder for every class) or a CSV file."
     from hw2.data import read_dataset
+    from hw2.sift import LARGE, SMALLER, larger_frames
     form, out = form_of(data), out or Path(f"{data.resolve().stem}.yaml")
     dataset = read_dataset(data, form)
     if out.exists(): raise ParameterError(f"{out} exists; choose another with --out")
-    write_text(out, params_text({"data": str(data), "form": form}))
+    large, looked = larger_frames([dataset.root/p for p in dataset.manifest["path"]])
+    smaller = {"sift_size": SMALLER} if 2 * large > looked else {}
+    write_text(out, params_text({"data": str(data), "form": form} | smaller))
+    if smaller: click.echo(f"sift_size: {SMALLER}, because the frames of {large} of {looked} videos looked at are larger than {LARGE} pixels")
     click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form})\nnext: hw2 run --params {out} --dry-run")
 
 # %% ../nbs/90_cli.ipynb #593247d8
@@ -231,7 +235,9 @@ def see_doctor(data, group, file):
     found = findings(examined)
     if file: write_csv(file, found)
     click.echo(counts(examined).rename(index=visible).to_string() + "\n")
-    if len(found): click.echo(found.map(visible).to_string(index=False, justify="left") + "\n")
+    background = found["finding"] == "background"
+    if not background.all(): click.echo(found[~background].map(visible).to_string(index=False, justify="left") + "\n")
+    for line in found.loc[background, "detail"]: click.echo(f"{line}\n")
     n = found["level"].value_counts()
     click.echo(f"{n.get('fix', 0)} to fix, {n.get('look', 0)} to look at")
     if n.get("fix", 0): raise click.exceptions.Exit(1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINDINGS', 'Look', 'look', 'Examined', 'examine', 'counts', 'unusable', 'too_short', 'missing_classes', 'twice',
-           'nearly_twice', 'findings']
+           'nearly_twice', 'remarked', 'nearest_background', 'given_away', 'findings']
 
 # %% ../nbs/41_doctor.ipynb #b6c4e0fb
 from dataclasses import dataclass
@@ -15,9 +15,12 @@ import pandas as pd
 
 from .core import progress
 from .data import Dataset, hash_contents, split_manifest
-from .likeness import MOMENTS, SIDE, alike, thumbnail, thumbnail_times
+from .leaks import Background, background, background_of, described, learned_from, near_duplicates
+from .likeness import SIDE, thumbnail, thumbnail_times
+from .metrics import interval
 from .prepare import worker_pool
 from .run import check_params
+from .sift import LARGE, SMALLER
 from .video import clip_times, decode, frame_times, probe, shown
 
 # %% ../nbs/41_doctor.ipynb #56f7b780
@@ -26,7 +29,10 @@ class Look:
     "What there is to know of a video that can be read."
     duration: float  # seconds
     frames: int
-    pictures: np.ndarray  # (MOMENTS, SIDE, SIDE) float32, its thumbnails
+    size: int  # pixels, a frame's longer side
+    pictures: np.ndarray  # (n, SIDE * SIDE) uint8, its thumbnails
+    times: np.ndarray  # (n,) float64 seconds, when they are shown
+    remarks: tuple[str, ...]  # what `probe` found worth a look
 
 
 def look(
@@ -34,12 +40,13 @@ def look(
 ) -> Look:
     "Look at a video; raises `VideoError`."
     video, usual = probe(path), check_params({})
-    moments = shown(video, thumbnail_times(video.duration)).ravel()
+    t = thumbnail_times(video)
+    moments = shown(video, t)[:, 0]
     asked = [frame_times(video.duration, usual["fps"]), clip_times(video.duration, usual["n_clips"], usual["clip_fps"])]
-    pictures = np.zeros((MOMENTS, SIDE, SIDE), np.float32)
+    pictures = np.zeros((len(t), SIDE * SIDE), np.uint8)
     for position, frame in decode(video, np.concatenate([moments, *(shown(video, t).ravel() for t in asked)])):
-        if position in moments: pictures[moments == position] = thumbnail(frame)
-    return Look(video.duration, len(video.times), pictures)
+        if position in moments: pictures[moments == position] = thumbnail(frame).ravel()
+    return Look(video.duration, len(video.times), max(video.width, video.height), pictures, t[:, 0], video.remarks)
 
 # %% ../nbs/41_doctor.ipynb #b49af236
 FINDINGS = ["level", "finding", "split", "class", "id", "detail"]
@@ -109,29 +116,59 @@ def missing_classes(examined: Examined) -> list[tuple]:
 # %% ../nbs/41_doctor.ipynb #ecadab34
 def twice(examined: Examined) -> list[tuple]:
     "Videos with the same bytes: told once for each but the first."
-    m, found = examined.dataset.manifest, []
-    for _, rows in m[m["content"] != ""].reset_index(drop=True).groupby("content", sort=False):
+    m, found = examined.dataset.manifest.reset_index(drop=True), []
+    for _, rows in m[m["content"] != ""].groupby("content", sort=False):
         first = rows.iloc[0]
         for i, row in rows.iloc[1:].iterrows():
-            labels = not (pd.isna(row["label"]) or pd.isna(first["label"])) and row["label"] != first["label"]
-            why = "with another label" if labels else "in another split" if row["split"] != first["split"] else ""
+            why = "with another label" if _other_label(row, first) else "in another split" if row["split"] != first["split"] else ""
             found.append(examined.row("fix" if why else "look", "same bytes", i, f"as {first['id']}{why and ', ' + why}"))
     return found
 
 
+def _other_label(a: pd.Series, b: pd.Series) -> bool: return bool(pd.notna(a["label"]) and pd.notna(b["label"]) and a["label"] != b["label"])
+
+
 def nearly_twice(examined: Examined) -> list[tuple]:
-    "Held-out videos that look nearly like a training video, but have other bytes."
-    m = examined.dataset.manifest
-    seen = np.array([bool(s) for s in examined.looks])
-    train, held = (np.flatnonzero(seen & mask) for mask in ((m["split"] == "train").to_numpy(), (m["split"] != "train").to_numpy()))
-    pictures = lambda rows: np.stack([examined.looks[i].pictures for i in rows]) if len(rows) else np.zeros((0, MOMENTS, SIDE, SIDE))
-    pairs = [(train[a], held[b]) for a, b in alike(pictures(train), pictures(held))]
-    return [examined.row("look", "nearly the same", j, f"as {m['id'].iloc[i]} in train") for i, j in pairs if m["content"].iloc[i] != m["content"].iloc[j]]
+    "Near-duplicates with other bytes, within a split and across: told of the one held out, else of the later one."
+    m = examined.dataset.manifest.reset_index(drop=True)
+    rows, found = m[[bool(s) for s in examined.looks]].drop_duplicates("content").index, []
+    looks = [examined.looks[i] for i in rows]
+    for a, b, mirrored, later in near_duplicates([s.pictures for s in looks], [s.times for s in looks]).itertuples(index=False):
+        i, j, later = (rows[a], rows[b], later) if not learned_from(m.loc[rows[a]], m.loc[rows[b]]) else (rows[b], rows[a], -later)
+        why = ", with another label" if _other_label(m.loc[i], m.loc[j]) else ""
+        found.append(examined.row("look", "nearly the same", j, f"as {m['id'][i]} in {m['split'][i]}{described(mirrored, later)}{why}"))
+    return found
 
 # %% ../nbs/41_doctor.ipynb #c74c2bb2
+def remarked(examined: Examined) -> list[tuple]:
+    "What is worth a look in files that can be read, and frames too large for a few keypoints."
+    found = [examined.row("look", "remark", i, remark) for i, seen in enumerate(examined.looks) if seen for remark in seen.remarks]
+    sizes = [seen.size for seen in examined.looks if seen]
+    large = sum(size > LARGE for size in sizes)
+    if 2 * large > len(sizes):
+        why = f"{large} of {len(sizes)} videos are larger than {LARGE} pixels: `sift_size: {SMALLER}` may serve SIFT better"
+        found.append(("look", "large frames", "", "", "", why))
+    return found
+
+
+def nearest_background(examined: Examined) -> Background | None:
+    "What the background alone gives away in this split."
+    rows = np.flatnonzero([bool(s) for s in examined.looks])
+    seen = np.stack([background_of(examined.looks[i].pictures) for i in rows]) if len(rows) else np.zeros((0, 64))
+    return background(seen, examined.dataset.manifest.iloc[rows], len(examined.dataset.classes))
+
+
+def given_away(examined: Examined) -> list[tuple]:
+    "The same as a finding: *look* where it is clearly more than chance, *note* otherwise."
+    told = nearest_background(examined)
+    if not told: return []
+    between, chance = interval(told.correct, told.n), max(told.majority / told.n, 1 / told.classes)
+    return [("look" if between[0] > chance else "note", "background", "", "", "", told.sentence(between))]
+
+
 def findings(
     examined: Examined,
 ) -> pd.DataFrame:  # columns FINDINGS; what must be fixed first
     "All that was found."
-    rows = [row for find in (unusable, missing_classes, twice, nearly_twice, too_short) for row in find(examined)]
-    return pd.DataFrame(rows, columns=FINDINGS).sort_values("level", kind="stable", ignore_index=True)
+    finders = (unusable, missing_classes, twice, nearly_twice, too_short, remarked, given_away)
+    return pd.DataFrame([row for find in finders for row in find(examined)], columns=FINDINGS).sort_values("level", kind="stable", ignore_index=True)

@@ -31,7 +31,7 @@ def extractor_of(
     params: dict,  # all parameters
 ):  # an object with name, key, times, prepare, units
     "The feature's extractor; building it reads no weights."
-    if feature == "sift": return Descriptors(params["keypoints"], params["fps"])
+    if feature == "sift": return Descriptors(params["keypoints"], params["fps"], params["sift_size"])
     if feature == "thumbnails": return Thumbnails()
     kind = lambda name: params[f"{feature}_{name}"]
     device = pick_device(params["device"])
@@ -60,7 +60,8 @@ def prepare_video(
 ) -> dict[str, Spooled]:  # by feature
     "Decode once; raises `VideoError`."
     video = probe(path)
-    plan = {f: (t := e.times(video.duration), shown(video, t)) for f, e in extractors.items()}  # times and positions, (n, frames a unit)
+    asked = {f: e.times(video if isinstance(e, Thumbnails) else video.duration) for f, e in extractors.items()}  # thumbnails are frames in a row
+    plan = {f: (t, shown(video, t)) for f, t in asked.items()}  # times and positions, (n, frames a unit)
     slots = {f: _slots(at.ravel()) for f, (_, at) in plan.items()}
     with ExitStack() as stack:
         files = {f: stack.enter_context(open(f"{spool}-{f}", "wb")) for f in extractors}

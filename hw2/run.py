@@ -63,6 +63,7 @@ PARAMETERS = {  # name: (default, what it may be, what it means)
     "fps": (1.5, _number(0), "frames a second that SIFT and the CNN look at"),
     "clip_fps": (15, _number(0), "frames a second within a clip of 16"),
     "n_clips": (5, _count(1), "clips a video"),
+    "sift_size": (None, _or(_null(), _count(16)), "SIFT: a frame's longer side in pixels; larger frames are made smaller; null: as stored"),
     "keypoints": (32, _count(1), "SIFT: strongest keypoints kept in a frame"),
     "words": (128, _count(2), "SIFT: visual words"),
     "sift_pool": ("max", _one_of("max", "mean"), "over a video's frames"),

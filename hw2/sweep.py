@@ -25,7 +25,7 @@ from .tables import plain, to_markdown
 
 # %% ../nbs/44_sweep.ipynb #44bf58d9
 CLASSIFIER = ("hidden", "dropout", "lr", "t_0", "batch_size", "max_epochs", "patience")
-OWN = {"sift": ("fps", "keypoints", "words", "sift_pool", "sift_norm"),
+OWN = {"sift": ("fps", "sift_size", "keypoints", "words", "sift_pool", "sift_norm"),
        "cnn": ("fps", *(p for p in PARAMETERS if p.startswith("cnn_"))),
        "cnn3d": ("clip_fps", "n_clips", *(p for p in PARAMETERS if p.startswith("cnn3d_")))}
 
