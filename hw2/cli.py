@@ -173,12 +173,15 @@ def params_text(
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write; <folder>.yaml if not given.")
 def init(data, out):
     "Write a parameters file for DATA: a folder (the course's, or one with a folder for every class) or a CSV file."
-    from hw2.data import read_dataset
+    from hw2.data import label_notes, read_dataset, split_folders
     form, out = form_of(data), out or Path(f"{data.resolve().stem}.yaml")
     dataset = read_dataset(data, form)
     if out.exists(): raise ParameterError(f"{out} exists; choose another with --out")
     write_text(out, params_text({"data": str(data), "form": form}))
-    click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form})\nnext: hw2 run --params {out} --dry-run")
+    how = ", ".join([form, *(f"{p.name} is {s}" for p, s in (split_folders(data) if form == "folders" else {}).items())])
+    click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({how})")
+    for finding, _, detail in label_notes(dataset): click.echo(visible(f"{finding}: {detail}"))
+    click.echo(f"next: hw2 run --params {out} --dry-run")
 
 # %% ../nbs/90_cli.ipynb #593247d8
 @app.command("predict")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Dataset', 'write_manifest', 'read_manifest', 'write_classes', 'read_classes', 'from_course', 'listed',
            'readable', 'from_folders', 'split_folders', 'from_csv', 'read_dataset', 'split_manifest', 'unstratified',
-           'split_notes', 'parts', 'content_of', 'hash_contents', 'near_paths']
+           'split_notes', 'label_notes', 'parts', 'content_of', 'hash_contents', 'near_paths']
 
 # %% ../nbs/02_data.ipynb #0fd3124a
 import os
@@ -21,7 +21,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from .core import file_hash, progress, write_csv
-from .labels import SPLITS, DataError, class_map, difference, file_names, indices, inner_paths, look_of, metadata, read_table, splits, unique
+from .labels import SPLITS, DataError, class_map, difference, file_names, indices, inner_paths, look_alikes, look_of, metadata, read_table, splits, unique
 
 # %% ../nbs/02_data.ipynb #764e77e6
 COLUMNS = ["id", "path", "content", "label", "split", "group", "fold"]
@@ -274,6 +274,14 @@ def _advice(n: int, of: str, folds: int | str | None) -> str:
     if n == 1: return f"which is trained on or held out, not both; add {of}s, or leave the class out"
     if folds is None: return f"of which one or none is held out; add {of}s, or take folds: 2"
     return f"fewer than folds: {folds}; take folds: {n}, add {of}s, or leave the class out"
+
+# %% ../nbs/02_data.ipynb #3f099838
+def label_notes(
+    dataset: Dataset,  # from `read_dataset`
+) -> list[tuple[str, str, str]]:  # what is found, the class or nothing, and the detail
+    "What is to be said of the labels before a video is opened: those that look alike, and classes too small for the split."
+    alike = [("labels alike", label, f"{label!r} differs from {other!r} only by {what}") for label, other, what in look_alikes(dataset.classes)]
+    return alike + [("split", "", line) for line in split_notes(dataset)]
 
 # %% ../nbs/02_data.ipynb #822e0cd6
 def _with_folds(m: pd.DataFrame, free: np.ndarray, folds: int | str, split_seed: int, stratify: bool, classes: Sequence[str]) -> pd.DataFrame:

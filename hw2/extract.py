@@ -43,7 +43,8 @@ def dataset_of(
     elif params["group"] and params["form"] != "folders":
         raise ParameterError(f"group: only the form folders takes groups out of file names, not {params['form']!r}")
     else: dataset = read_dataset(params["data"], params["form"], params["group"])
-    dataset.manifest = split_manifest(dataset.manifest, params["split_seed"], params["folds"])
+    stratify = dataset.stratify if params["stratify"] is None else params["stratify"]
+    dataset.manifest = split_manifest(dataset.manifest, params["split_seed"], params["folds"], stratify, dataset.classes)
     dataset.manifest = hash_contents(dataset, params["workers"])
     return dataset
 
