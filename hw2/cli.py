@@ -22,6 +22,7 @@ from .labels import DataError
 from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_params
 from .tables import visible
 from .video import VideoError
+from .workers import passing
 
 # %% ../nbs/90_cli.ipynb #0094a8ef
 EXPERIMENTS = ROOT/"nbs/experiments"
@@ -146,6 +147,8 @@ def run(file, pairs, name, dry_run):
     write_html(report, folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
     took = total.done()
     click.echo((folder/"figures/summary.md").read_text(encoding="utf-8"))
+    given_up = sum(map(passing, pd.read_csv(folder/"skipped.csv", dtype=str, keep_default_na=False)["cause"]))
+    if given_up: click.echo(f"{given_up} of the videos were given up for time or memory; the same command tries them again, each alone")
     click.echo(f"{folder/'report.html'}: done in {minutes(took['seconds'])}, peak memory {took['peak_memory_gb']:.1f} GB")
 
 # %% ../nbs/90_cli.ipynb #43340ee5
@@ -178,8 +181,8 @@ def init(data, out):
     dataset = read_dataset(data, form)
     if out.exists(): raise ParameterError(f"{out} exists; choose another with --out")
     write_text(out, params_text({"data": str(data), "form": form}))
-    how = ", ".join([form, *(f"{p.name} is {s}" for p, s in (split_folders(data) if form == "folders" else {}).items())])
-    click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({how})")
+    tops = ", ".join(p.name for p in split_folders(data)) if form == "folders" else ""
+    click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form}{f'; split by the folders {tops}' * bool(tops)})")
     for finding, _, detail in label_notes(dataset): click.echo(visible(f"{finding}: {detail}"))
     click.echo(f"next: hw2 run --params {out} --dry-run")
 

@@ -134,11 +134,14 @@ def difference(a: str, b: str) -> str:
 # %% ../nbs/01b_labels.ipynb #50dc65c4
 def look_alikes(
     labels: Sequence[str],
-) -> list[tuple[str, str, str]]:  # a label, the first one that looks like it, and what alone differs
+) -> list[tuple[str, str, str]]:  # a label, the one before it that looks most like it, and what alone differs
     "Labels that a reader takes for the same."
-    first = {}
-    pairs = [(label, first.setdefault(look_of(label), label)) for label in labels]
-    return [(label, other, difference(label, other)) for label, other in pairs if label != other]
+    found, before = [], {}
+    for label in labels:
+        alike = before.setdefault(look_of(label), [])
+        if alike: found.append(min(((label, other, difference(label, other)) for other in alike), key=lambda row: row[2].count(" and ")))
+        alike.append(label)
+    return found
 
 # %% ../nbs/01b_labels.ipynb #456bd498
 METADATA = {".appledouble", ".ds_store", ".trashes", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "icon\uf00d", "@eadir", "__macosx", "$recycle.bin",
