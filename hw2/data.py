@@ -34,6 +34,7 @@ class Dataset:
     manifest: pd.DataFrame  # one row per video: COLUMNS; label and fold are Int64, NA where unknown
     classes: list[str]  # class names; a label is an index into them
     strays: list[str] = field(default_factory=list)  # video files for which there is no row
+    notes: list[str] = field(default_factory=list)  # from `split_notes`, where it is split
     stratify: bool = True  # how it is split where the parameter says null: not stratified in the course's form
 
 # %% ../nbs/02_data.ipynb #c3e3b5b7

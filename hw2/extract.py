@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['dataset_of', 'record_dataset', 'record_skipped', 'pooler_of', 'extract_part', 'retry_part', 'local_parts',
-           'kept_workers', 'part_of', 'cluster_parts', 'stores_of', 'lacking', 'extract', 'unreadable']
+           'kept_workers', 'part_of', 'cluster_parts', 'stores_of', 'lacking', 'extract', 'unreadable', 'seconds_of']
 
 # %% ../nbs/21_extract.ipynb #d6699720
 import atexit
@@ -21,7 +21,8 @@ import pandas as pd
 from .backbone import Embeddings, PooledEmbeddings
 from .cluster import WORKER, ClusterError, on_cluster
 from .core import cores, progress, sweep, write_csv
-from .data import Dataset, content_of, hash_contents, near_paths, read_dataset, split_manifest, write_classes, write_manifest
+from .data import (Dataset, content_of, hash_contents, near_paths, read_dataset, split_manifest, split_notes, write_classes,
+                      write_manifest)
 from .demo import draw_set
 from .engine import lanes
 from .fusion import Concatenated
@@ -43,6 +44,7 @@ def dataset_of(
     elif params["group"] and params["form"] != "folders":
         raise ParameterError(f"group: only the form folders takes groups out of file names, not {params['form']!r}")
     else: dataset = read_dataset(params["data"], params["form"], params["group"])
+    dataset.notes = split_notes(dataset, params["folds"], params["stratify"])
     stratify = dataset.stratify if params["stratify"] is None else params["stratify"]
     dataset.manifest = split_manifest(dataset.manifest, params["split_seed"], params["folds"], stratify, dataset.classes)
     dataset.manifest = hash_contents(dataset, params["workers"])
@@ -310,6 +312,11 @@ def unreadable(
     why = lambda path: _why(dataset.root/path) + "".join(f"; {meant[p]}" for p in [path] if p in meant)
     bad = [(row.id, row.path, errors.get(row.content, "") if row.content else why(row.path)) for row in dataset.manifest.itertuples()]
     return pd.DataFrame([row for row in bad if row[2]], columns=["id", "path", "cause"])
+
+
+def seconds_of(path: str | Path) -> float:
+    "A video's length; raises `VideoError`."
+    return probe(path).duration
 
 
 def _why(path: Path) -> str:

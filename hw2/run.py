@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARAMETERS', 'DEFAULTS', 'FUSIONS', 'BEFORE', 'LIBRARIES', 'ParameterError', 'check_params', 'untrained',
            'feature_name', 'read_mapping', 'read_params', 'one_feature', 'notebook_params', 'RunError', 'run_folder',
-           'open_run', 'run_params', 'videos_root', 'surroundings', 'add_record', 'Stage']
+           'open_run', 'run_params', 'videos_root', 'surroundings', 'add_record', 'minutes', 'Stage']
 
 # %% ../nbs/05_run.ipynb #51050ce6
 import difflib
@@ -249,6 +249,11 @@ def add_record(
     for k, v in facts.items(): record[k] = record.get(k, {}) | v if isinstance(v, dict) else v
     write_json(file, record)
     return record
+
+# %% ../nbs/05_run.ipynb #67ddf61d
+def minutes(seconds: float) -> str:
+    "A duration for people."
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../nbs/05_run.ipynb #f6ea574d
 def _held(process: psutil.Process) -> int:  # bytes
