@@ -36,7 +36,15 @@ class Plan:
     stores: dict[str, tuple]  # from `stores_of`
     todo: list  # from `lacking`
     lengths: pd.Series  # of each row's video, seconds; NaN where it is extracted already, or cannot be read
-    errors: pd.Series  # why it cannot be read, or nothing
+    errors: pd.Series  # why it cannot be opened, or nothing
+
+    def bad(self) -> pd.DataFrame:  # rows of the manifest, and `cause`
+        "The videos that cannot be opened, and those that a feature could not read to their end before."
+        m = self.dataset.manifest
+        seen = pd.concat([outcomes(store, m) for _, store in self.stores.values()])
+        known = {content: error for content, error in zip(seen["content"], seen["error"]) if error and not passing(error)}
+        cause = self.errors.where(self.errors != "", m["content"].map(known).fillna(""))
+        return m.assign(cause=cause)[cause != ""]
 
 
 def plan(params: dict) -> Plan:
@@ -48,8 +56,9 @@ def plan(params: dict) -> Plan:
     todo, missing = lacking(m, stores), unreadable(dataset, {})
     if params["on_error"] == "stop": _stop_at(missing)
     rows = m.index[m["content"].isin({c for videos, _ in todo for c in videos["content"]})]
-    with worker_pool(params | {"features": ["sift"]}) as workers:
-        seen = list(workers.ahead((seconds_of, str(dataset.root/p)) for p in m["path"][rows]))
+    seen = []
+    if len(rows):
+        with worker_pool(params | {"features": ["sift"]}) as workers: seen = list(workers.ahead((seconds_of, str(dataset.root/p)) for p in m["path"][rows]))
     errors = m["id"].map(missing.set_index("id")["cause"]).fillna("")
     errors[rows] = [error for _, error in seen]
     return Plan(dataset, params, stores, todo, pd.Series([seconds for seconds, _ in seen], rows, float).reindex(m.index), errors)
@@ -64,8 +73,7 @@ def refuse(found: Plan) -> None:
     "Raise what the run would stop with later on, as far as it is known without decoding."
     params, m = found.params, found.dataset.manifest
     pick_device(params["device"])
-    bad = m.assign(cause=found.errors)[found.errors != ""]
-    if params["on_error"] == "stop": _stop_at(bad)
+    if params["on_error"] == "stop": _stop_at(found.bad())
     if found.todo and params["scheduler"]: _ask_cluster(params["scheduler"])
     for extractor, _ in found.stores.values(): extractor.ready()
     usable = {f: _usable(found, f) for f in params["features"]}
@@ -155,8 +163,7 @@ def outlook(
     counts = ", ".join(f"{splits[s]} {s}" for s in ("train", "val", "test") if s in splits)
     yield f"{len(found.dataset.manifest)} videos in {len(found.dataset.classes)} classes: {counts}"
     yield from found.dataset.notes
-    bad = found.dataset.manifest.assign(cause=found.errors)[found.errors != ""]
-    if len(bad): yield f"{len(bad)} of them cannot be read and would be left out, the first one {bad['path'].iloc[0]}: {bad['cause'].iloc[0]}"
+    if len(bad := found.bad()): yield f"{len(bad)} of them cannot be read and would be left out, the first one {bad['path'].iloc[0]}: {bad['cause'].iloc[0]}"
     for f in found.stores: yield f"{f}: {sum(len(v) for v, features in found.todo if f in features)} videos to extract"
     refuse(found)
     extraction, alone = extraction_seconds(found, sample), ", on this machine alone" if params["scheduler"] else ""
