@@ -8,6 +8,7 @@ __all__ = ['ROOT', 'enter_checkout', 'pick_device', 'cores', 'beside', 'whole', 
 
 # %% ../nbs/00_core.ipynb #5d731876
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -119,8 +120,10 @@ def write_csv(
     df: "pd.DataFrame",
     float_format: str | None = None,  # None writes the shortest text that reads back to the same float
 ) -> Path:  # the file
-    "Write a table without its index, whole."
-    return write_text(path, df.to_csv(index=False, float_format=float_format, lineterminator="\n"))
+    "Write a table without its index, whole; one that holds a carriage return, which a reader would take for a line's end, with its texts in quotes."
+    texts = [*df.columns, *(v for _, column in df.select_dtypes(exclude="number").items() for v in column)]
+    quoting = csv.QUOTE_NONNUMERIC if any("\r" in str(v) for v in texts) else csv.QUOTE_MINIMAL
+    return write_text(path, df.to_csv(index=False, float_format=float_format, lineterminator="\n", quoting=quoting))
 
 # %% ../nbs/00_core.ipynb #2be9c369
 def file_hash(

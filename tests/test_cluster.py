@@ -18,7 +18,7 @@ from hw2.cluster import ClusterError, cluster_client, on_cluster
 from hw2.data import Dataset
 from hw2.extract import dataset_of, extract, stores_of
 from hw2.run import read_params
-from hw2.store import Units, read_units
+from hw2.store import Units, chunks, read_part, read_units
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:distributed")
 
@@ -76,6 +76,19 @@ def test_a_cluster_with_a_worker_killed_in_the_middle_gives_what_one_machine_giv
         for a, b in zip(units[feature], videos_here):
             assert (a.units is None) == (b.units is None)
             if a.units is not None: np.testing.assert_array_equal(a.units, b.units)
+
+
+def test_a_cluster_tries_again_what_was_given_up(videos, here):
+    "The part is then what it would have been; on this machine it is SIFT's first one that is spoiled."
+    params = params_for(videos, "again", features=["sift"])
+    dataset = dataset_of(params)
+    extract(dataset, params)
+    store = stores_of(params)["sift"][1]
+    contents = chunks(dataset.manifest)[0]["content"]
+    before, units = store.path(contents).read_bytes(), read_part(store.path(contents))
+    units[3] = Units(units[3].content, error="given up after 300 s")
+    store.keep(contents, units)
+    assert len(extract(dataset, params | {"scheduler": "local:2"})) == 2 and store.path(contents).read_bytes() == before
 
 
 def free_port() -> int:

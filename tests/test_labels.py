@@ -1,11 +1,22 @@
 """Labels as people write them: read where they can be understood, refused with file, line and value where they cannot"""
 
+import csv
+import subprocess
+import sys
+import unicodedata
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from hw2.data import from_course, from_csv, from_folders, parts, read_dataset, split_manifest
-from hw2.labels import DataError
+from hw2.core import write_csv
+from hw2.data import (COLUMNS, from_course, from_csv, from_folders, label_notes, near_paths, parts, read_classes, read_dataset, read_manifest, split_manifest,
+                      split_notes, write_classes, write_manifest)
+from hw2.labels import DataError, difference, look_alikes, look_of
+from hw2.report import read_result
 
 GOOD = {"cls_map": "Label,Category\n0,cat\n1,dog\n", "train_val": "Id,Category\nv0,0\nv1,0\nv2,1\nv3,1\n", "test_for_students": "Id,Category\nv4,\n"}
 
@@ -150,3 +161,145 @@ def test_a_split_for_some_videos_only(tmp_path):
     dataset = read_dataset(table(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,val\n"), "csv")
     dataset.manifest.loc[1, "split"] = ""
     with pytest.raises(DataError, match="b.mp4: no split given"): split_manifest(dataset.manifest)
+
+
+# Tables of any text
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12) | st.sampled_from(
+    ["Icon\r", "\r", "a\r\nb", "\"", ",", " a", "a ", "a\u00a0", "1", "01", "NA", "nan", "=1", "\ufeff", "#", "\\", "\x85", "\u2028", "'"])
+TABLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+
+@TABLES
+@given(st.lists(TEXT, min_size=1, max_size=6, unique=True), st.lists(TEXT, min_size=2, max_size=6, unique=True))
+def test_names_and_labels_come_back_as_they_went(tmp_path, ids, classes):
+    rows = [[i, i, "", k % len(classes), "val", i, None] for k, i in enumerate(ids)]
+    manifest = pd.DataFrame(rows, columns=COLUMNS).astype({"label": "Int64", "fold": "Int64"})
+    back = read_manifest(write_manifest(tmp_path/"manifest.csv", manifest))
+    assert back[["id", "path", "group", "label"]].to_numpy().tolist() == manifest[["id", "path", "group", "label"]].to_numpy().tolist()
+    assert read_classes(write_classes(tmp_path/"classes.csv", classes)) == classes
+    predictions = manifest[["id", "split", "fold", "label"]].assign(pred=0, p_0=np.float32(1 / 3))
+    assert read_result(write_csv(tmp_path/"predictions.csv", predictions))["id"].astype(str).tolist() == ids
+    skipped = pd.DataFrame([(i, i, f"cannot open {i}") for i in ids], columns=["id", "path", "cause"])
+    assert pd.read_csv(write_csv(tmp_path/"skipped.csv", skipped), dtype=str, keep_default_na=False).equals(skipped.astype(str))
+
+
+@TABLES
+@given(st.lists(TEXT, min_size=2, max_size=12), st.randoms(use_true_random=False))
+def test_classes_do_not_depend_on_the_order_of_the_rows(tmp_path, labels, random):
+    rows = [(f"{k}.mp4", label) for k, label in enumerate(labels)]
+    if len({label for _, label in rows}) < 2: return
+    found = []
+    for _ in range(3):
+        with open(tmp_path/"table.csv", "w", encoding="utf-8", newline="") as f: csv.writer(f, quoting=csv.QUOTE_ALL).writerows([("path", "label"), *rows])
+        dataset = from_csv(tmp_path/"table.csv")
+        assert {dataset.classes[y] for y in dataset.manifest["label"]} == {label for _, label in rows}
+        found.append((dataset.classes, dict(zip(dataset.manifest["path"], dataset.manifest["label"]))))
+        random.shuffle(rows)
+    assert found[0] == found[1] == found[2]
+
+
+def test_classes_do_not_depend_on_the_hash_seed(tmp_path):
+    file = table(tmp_path, "path,label\n" + "".join(f"{i}.mp4,{['1', '01', '001', '2'][i % 4]}\n" for i in range(8)))
+    code = f"from hw2.data import from_csv; print(from_csv({str(file)!r}).classes)"
+    told = {subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True).stdout
+            for seed in "123"}
+    assert told == {"['001', '01', '1', '2']\n"}
+
+
+@TABLES
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["", *"abcdefg"])), min_size=6, max_size=60), st.integers(0, 99), st.booleans(),
+       st.sampled_from([None, None, 2, 3, "group"]), st.booleans())
+def test_a_split_takes_every_row_once_and_no_group_apart(rows, seed, grouped, folds, stratify):
+    labels = [y for y, _ in rows]
+    m = pd.DataFrame([[str(i), str(i), "", y, "", (g or "h") if grouped else "", None] for i, (y, g) in enumerate(rows)], columns=COLUMNS)
+    m = m.astype({"label": "Int64", "fold": "Int64"})
+    try: done = split_manifest(m, seed, folds, stratify)
+    except DataError: return  # too few videos of a class, or groups, which the message says
+    assert done["id"].tolist() == m["id"].tolist() and set(done["split"]) <= {"train", "val"}
+    assert done.equals(split_manifest(m, seed, folds, stratify))
+    of_group = done.groupby("group")
+    if folds is None:
+        assert {"train", "val"} == set(done["split"])
+        if grouped: assert (of_group["split"].nunique() == 1).all()
+        if stratify and not grouped and min(np.bincount(labels)[sorted(set(labels))]) > 1 and -(-len(rows) // 5) >= len(set(labels)):
+            n, held = (np.bincount(d["label"].astype(int), minlength=5) for d in (done, done[done["split"] == "val"]))
+            assert (np.abs(held - n * -(-len(rows) // 5) / len(rows)) < 1).all()
+    else:
+        assert (done["split"] == "val").all() and done["fold"].notna().all()
+        if grouped: assert (of_group["fold"].nunique() == 1).all()
+
+
+@TABLES
+@given(TEXT, TEXT)
+def test_what_looks_alike_is_named_and_nothing_else(a, b):
+    assert bool(difference(a, b)) == (a != b and look_of(a) == look_of(b)) and difference(a, b) == difference(b, a)
+    assert look_alikes([a, a + " "])[0][2] == "spaces" if look_of(a).strip() else True
+
+
+# Sets as other programs leave them
+
+
+def test_what_a_system_keeps_for_itself_is_neither_a_video_nor_a_stray(tmp_path):
+    for folder in ("", "x/", "y/", "x/@eaDir/", "@eaDir/", "__MACOSX/"):
+        (tmp_path/"set"/folder).mkdir(parents=True, exist_ok=True)
+        for name in [".DS_Store", "Thumbs.db", "desktop.ini", "._a.mp4", "Icon\r"]: (tmp_path/"set"/folder/name).touch()
+    for k in "xy": (tmp_path/"set"/k/"a.mp4").touch()
+    dataset = from_folders(tmp_path/"set")
+    assert (dataset.classes, dataset.manifest["id"].tolist(), dataset.strays) == (["x", "y"], ["x/a.mp4", "y/a.mp4"], [])
+    dataset = from_csv(table(tmp_path/"set", "path,label\nx/a.mp4,x\ny/a.mp4,y\nx/._a.mp4,x\n@eaDir/a.mp4,y\n.DS_Store,x\n\"Icon\r\",y\n"))
+    assert dataset.manifest["id"].tolist() == ["x/a.mp4", "y/a.mp4"]
+    root = course(tmp_path/"c")
+    for name in [".DS_Store", "Thumbs.db", "Icon\r"]: (root/"videos"/name).touch()
+    (root/"videos/@eaDir").mkdir()
+    assert from_course(root).strays == []
+
+
+def test_folders_that_are_a_split(tmp_path):
+    for name in ["train/x/1.mp4", "train/y/2.mp4", "valid/x/3.mp4", "test/4.mp4", "test/y/5.mp4", "train/readme.txt", "train/x/._1.mp4"]:
+        (tmp_path/"set"/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/"set"/name).touch()
+    dataset = from_folders(tmp_path/"set", group="([0-9])")
+    rows = dataset.manifest[["id", "split", "label", "group"]].fillna(-1).to_numpy().tolist()
+    assert rows == [["test/4.mp4", "test", -1, "4"], ["test/y/5.mp4", "test", 1, "5"], ["train/x/1.mp4", "train", 0, "1"],
+                    ["train/y/2.mp4", "train", 1, "2"], ["valid/x/3.mp4", "val", 0, "3"]]
+    assert dataset.strays == ["train/readme.txt"] and split_manifest(dataset.manifest)["split"].tolist() == [r[1] for r in rows]
+
+
+@pytest.mark.parametrize("files", [["train/1.mp4", "val/2.mp4"], ["train/x/1.mp4", "val/x/1.mp4", "more/x/1.mp4"], ["train/x/1.mp4", "walk/1.mp4"],
+                                   ["val/x/1.mp4", "test/x/1.mp4"], ["train/old/1.mp4", "train/2.mp4", "train/3.mp4", "val/1.mp4"]])
+def test_folders_that_are_classes(files, tmp_path):
+    for name in files:
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).touch()
+    dataset = from_folders(tmp_path)
+    assert dataset.classes == sorted({f.split("/")[0] for f in files}) and set(dataset.manifest["split"]) == {""}
+
+
+def test_a_path_that_is_nearly_right(tmp_path):
+    (tmp_path/"set").mkdir()
+    for name in [unicodedata.normalize("NFD", "vidéo.mp4"), "b.mp4", "c.mp4", "C.mp4"]: (tmp_path/"set"/name).touch()
+    near = near_paths(tmp_path, ["set/vidéo.mp4", "set /b.mp4", "Set/c.mp4", "set/d.mp4", "set/cc.mp4", "none/b.mp4", "set/ c.mp4"])
+    assert near == {"set/vidéo.mp4": f"did you mean {unicodedata.normalize('NFD', 'set/vidéo.mp4')!r}? It differs by how accents are composed (NFC, NFD)",
+                    "set /b.mp4": "did you mean 'set/b.mp4'? It differs by spaces", "Set/c.mp4": "did you mean 'set/c.mp4'? It differs by capitals"}
+
+
+def test_small_classes_are_named_with_what_to_do(tmp_path):
+    rows = "".join(f"{i}.mp4,{'abc'[i % 3] if i < 30 else 'rare'}\n" for i in range(32))
+    dataset = from_csv(table(tmp_path, "path,label\n" + rows))
+    assert split_notes(dataset) == ["class 'rare': 2 videos, of which one or none is held out; add videos, or take folds: 2"]
+    assert [row[0] for row in label_notes(dataset)] == ["split"]
+    with pytest.raises(DataError, match="smallest class has 2 videos: rare; fewer than folds: 5; take folds: 2, add videos, or leave the class out"):
+        split_manifest(dataset.manifest, folds=5, classes=dataset.classes)
+
+
+def test_stratified_groups_keep_the_shares(tmp_path):
+    "97 clips of 24 sources, as a set that got one validation clip of a class with 23 when it was split without labels."
+    sizes, rng = [23, 20, 18, 14, 12, 10], np.random.default_rng(0)
+    m = pd.DataFrame([[f"{k}-{i}", "", "", k, "", f"s{rng.integers(4)}-{k}", None] for k, n in enumerate(sizes) for i in range(n)], columns=COLUMNS)
+    m = m.astype({"label": "Int64", "fold": "Int64"})
+    for seed in range(5):
+        held = split_manifest(m, seed, stratify=True).query("split == 'val'")
+        assert held["label"].nunique() >= 4 and 10 <= len(held) <= 35
+        assert split_manifest(m, seed, folds=4, stratify=True).groupby("fold")["label"].nunique().min() >= 4

@@ -262,11 +262,59 @@ def test_a_crash_a_hang_and_greed_cost_one_video_each(spoiled_decoder):
     assert [u.units is None for u in units["sift"]] == [n in {"crash", "hang", "greedy"} for n in names]
 
 
-def test_workers_that_are_killed_stop_the_run(spoiled_decoder):
-    "Which the kernel does where memory is short: no fault of the video's, so that nothing is kept against it."
-    video(spoiled_decoder/"killed.mp4")
-    with pytest.raises(RuntimeError, match="workers were killed at .*killed.mp4, most likely for lack of memory. Finished parts are kept"):
-        extracted(spoiled_decoder, [("0.mp4", "x"), ("killed.mp4", "y"), ("1.mp4", "x")], features=["sift"])
+ALONE = """
+import os, time
+import av
+opened = av.open
+
+def watched(file, *args, **kwargs):
+    here, name = os.path.dirname(str(file)), os.path.basename(str(file))
+    if name == "crash.mp4": os.abort()
+    if name in {"hang.mp4", "greedy.mp4", "killed.mp4"}:
+        with open(here + "/busy", "w"): time.sleep(.3)
+        os.unlink(here + "/busy")
+        open(here + "/again-" + name, "a").close()
+    elif os.path.exists(here + "/busy"): open(here + "/beside-" + name, "w").close()
+    return opened(file, *args, **kwargs)
+
+av.open = watched
+"""
+
+
+def test_what_was_given_up_is_tried_again_alone_and_leaves_no_trace(spoiled_decoder):
+    "Neither time nor memory - its process's, or the machine's, so that the kernel kills - is a fact about a file; a crash of its decoder is one."
+    for name in ["hang", "killed", "crash", "greedy"]: video(spoiled_decoder/f"{name}.mp4")
+    names = ["0", "hang", "1", "killed", "2", "crash", "3", "greedy"]
+    table = [(f"{n}.mp4", "xy"[i % 2]) for i, n in enumerate(names)]
+    _, skipped, _ = extracted(spoiled_decoder, table, features=["sift", "cnn"])
+    assert skipped["path"].tolist() == ["hang.mp4", "killed.mp4", "crash.mp4", "greedy.mp4"]
+    part = lambda: {p.parent.name: p.read_bytes() for p in (spoiled_decoder/"cache").glob("*/part-*.parquet")}
+    first = part()
+    _, skipped, _ = extracted(spoiled_decoder, table, features=["sift", "cnn"])  # as before: nothing is written
+    assert len(skipped) == 4 and part() == first
+    (spoiled_decoder/"sitecustomize.py").write_text(ALONE)
+    _, skipped, units = extracted(spoiled_decoder, table, features=["sift", "cnn"])
+    assert skipped["cause"].tolist() == ["its decoder crashed (SIGABRT)"] and [u.units is None for u in units["cnn"]] == [n == "crash" for n in names]
+    assert sorted(p.name for p in spoiled_decoder.glob("again-*")) == ["again-greedy.mp4", "again-hang.mp4", "again-killed.mp4"]
+    assert list(spoiled_decoder.glob("beside-*")) == []
+    (spoiled_decoder/"sitecustomize.py").write_text(SPOIL.replace("hang", "-").replace("greedy", "-").replace("killed", "-"))
+    healed = part()
+    for p in (spoiled_decoder/"cache").glob("*/part-*.parquet"): p.unlink()
+    extracted(spoiled_decoder, table, features=["sift", "cnn"])
+    assert part() == healed != first
+
+
+def test_a_part_that_another_run_completed_is_not_spoiled(spoiled_decoder, monkeypatch):
+    "The other run was done between the look at the store and the end of this one's stall."
+    video(spoiled_decoder/"hang.mp4")
+    table = [("0.mp4", "x"), ("hang.mp4", "y"), ("1.mp4", "x")]
+    (spoiled_decoder/"sitecustomize.py").write_text("")
+    extracted(spoiled_decoder, table, features=["sift"])
+    before = {p: p.read_bytes() for p in (spoiled_decoder/"cache").glob("*/part-*.parquet")}
+    (spoiled_decoder/"sitecustomize.py").write_text(SPOIL)
+    monkeypatch.setattr("hw2.extract.lacking", lambda manifest, stores: [(manifest, list(stores))])
+    _, skipped, _ = extracted(spoiled_decoder, table, features=["sift"])
+    assert {p: p.read_bytes() for p in before} == before and len(skipped) == 0
 
 
 def test_workers_that_cannot_start_stop_the_run(spoiled_decoder):
