@@ -17,7 +17,7 @@ import click
 import pandas as pd
 import yaml
 
-from .core import ROOT, beside, write_csv, write_text
+from .core import ROOT, beside, in_kernel, write_csv, write_text
 from .labels import DataError
 from .run import PARAMETERS, ParameterError, Stage, open_run, read_params, run_params
 from .tables import visible
@@ -29,6 +29,18 @@ EXPERIMENTS = ROOT/"nbs/experiments"
 
 class NotebookError(RuntimeError):
     "A notebook that stopped; the message names the notebook, the cell and the cause."
+
+
+def _own_kernels() -> type:  # of kernel manager
+    "Kernels that run this interpreter, whichever `python3` JUPYTER_PATH and the user's folder hold."
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from traitlets import default
+
+    class OwnKernels(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _without_folders(self): return KernelSpecManager(kernel_dirs=[])
+    return OwnKernels
 
 
 def execute(
@@ -45,7 +57,7 @@ def execute(
     unfinished = beside(output)
     try:
         papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
-                                   progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": "ipykernel" in sys.modules},
+                                   progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": in_kernel()}, kernel_manager_class=_own_kernels(),
                                    config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"],
                                    shutdown_kernel="immediate")  # a polite end waits for multiprocessing's helper process and may complain of it
     except papermill.PapermillExecutionError as e:
