@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -92,11 +93,18 @@ def app():
 def value_of(
     pair: tuple[str, str],  # a parameter's name and YAML text
 ) -> dict:
-    "One `-p key value`."
-    try: value = yaml.safe_load(pair[1])
-    except yaml.YAMLError as e: raise ParameterError(f"{pair[0]}: {pair[1]!r} is not YAML; quote it once more: '\"{pair[1]}\"'") from e
-    try: return {pair[0]: float(value) if isinstance(value, str) else value}  # YAML takes 1e-3 for text
-    except ValueError: return {pair[0]: value}
+    "One `-p key value`; where YAML takes a text for something else, the text as it was typed, if the parameter may be that."
+    name, text = pair
+    holds = PARAMETERS[name][1][1] if name in PARAMETERS else lambda value: False
+    try: value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as e:
+        if holds(text): return {name: text}
+        raise ParameterError(f"{name}: {text!r} is not YAML; quote it once more: '\"{text}\"'") from e
+    if isinstance(value, str) and text[:1] not in "'\"": value = text  # YAML ends a text at #
+    possible = [value, text]
+    if isinstance(value, str):
+        with suppress(ValueError): possible.append(float(value))  # YAML takes 1e-3 for text
+    return {name: next(filter(holds, possible), value)}
 
 # %% ../nbs/90_cli.ipynb #bb1cabf4
 def outlook(
