@@ -100,10 +100,11 @@ DEFAULTS = {name: default for name, (default, _, _) in PARAMETERS.items()}
 # %% ../nbs/05_run.ipynb #320bcf4a
 def _wrong(name: str, value, words: str, text: bool) -> str:
     "What is wrong with the value; where a text is possible, with a word about YAML, which takes some texts for something else."
-    kinds = {bool: "a yes or no", int: "a number", float: "a number", date: "a date", datetime: "a date", type(None): "null"}
+    number, day = ("a number", "007 and 12:30"), ("a date", "2024-01-05")
+    kinds = {bool: ("a yes or no", "on and off"), int: number, float: number, date: day, datetime: day, type(None): ("null", "~")}
     if not text or type(value) not in kinds: return f"{name}: {value!r} is not {words}"
-    kind = kinds[type(value)]
-    return f'{name}: {value} is {kind}, not {words}; text that looks like {kind} must be quoted in YAML ({name}: "...") and passed to papermill by -r {name}'
+    kind, such = kinds[type(value)]
+    return f'{name}: {value} is {kind}, not {words}; quote text that YAML takes for {kind}, such as {such} ({name}: "..."; papermill: -r {name} ...)'
 
 
 def check_params(
