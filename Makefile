@@ -36,6 +36,8 @@ soak: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
 
+ablation bench: export JUPYTER_PATH :=  # the kernel python3 is to be .venv's
+
 ablation: $(STAMP)
 	@$(TIMED); set -e; mkdir -p runs/ablation; \
 	$(BIN)/papermill nbs/experiments/ablation.ipynb runs/ablation/ablation.ipynb -k python3

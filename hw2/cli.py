@@ -11,13 +11,14 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
 import pandas as pd
 import yaml
 
-from .core import ROOT, beside, write_csv, write_text
+from .core import ROOT, beside, in_kernel, write_csv, write_text
 from .labels import DataError
 from .run import PARAMETERS, ParameterError, Stage, minutes, open_run, read_params, run_folder, run_params
 from .tables import visible
@@ -30,6 +31,18 @@ EXPERIMENTS = ROOT/"nbs/experiments"
 
 class NotebookError(RuntimeError):
     "A notebook that stopped; the message names the notebook, the cell and the cause."
+
+
+def _own_kernels() -> type:  # of kernel manager
+    "Kernels that run this interpreter, whichever `python3` JUPYTER_PATH and the user's folder hold."
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from traitlets import default
+
+    class OwnKernels(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _without_folders(self): return KernelSpecManager(kernel_dirs=[])
+    return OwnKernels
 
 
 def execute(
@@ -46,7 +59,7 @@ def execute(
     unfinished = beside(output)
     try:
         papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
-                                   progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": "ipykernel" in sys.modules},
+                                   progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": in_kernel()}, kernel_manager_class=_own_kernels(),
                                    config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"],
                                    shutdown_kernel="immediate")  # a polite end waits for multiprocessing's helper process and may complain of it
     except papermill.PapermillExecutionError as e:
@@ -81,11 +94,18 @@ def app():
 def value_of(
     pair: tuple[str, str],  # a parameter's name and YAML text
 ) -> dict:
-    "One `-p key value`."
-    try: value = yaml.safe_load(pair[1])
-    except yaml.YAMLError as e: raise ParameterError(f"{pair[0]}: {pair[1]!r} is not YAML; quote it once more: '\"{pair[1]}\"'") from e
-    try: return {pair[0]: float(value) if isinstance(value, str) else value}  # YAML takes 1e-3 for text
-    except ValueError: return {pair[0]: value}
+    "One `-p key value`; where YAML takes a text for something else, the text as it was typed, if the parameter may be that."
+    name, text = pair
+    holds = PARAMETERS[name][1][1] if name in PARAMETERS else lambda value: False
+    try: value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as e:
+        if holds(text): return {name: text}
+        raise ParameterError(f"{name}: {text!r} is not YAML; quote it once more: '\"{text}\"'") from e
+    if isinstance(value, str) and text[:1] not in "'\"": value = text  # YAML ends a text at #
+    possible = [value, text]
+    if isinstance(value, str):
+        with suppress(ValueError): possible.append(float(value))  # YAML takes 1e-3 for text
+    return {name: next(filter(holds, possible), value)}
 
 # %% ../nbs/90_cli.ipynb #804782d9
 @app.command()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'enter_checkout', 'pick_device', 'cores', 'beside', 'whole', 'sweep', 'write_text', 'write_json', 'write_csv',
-           'file_hash', 'key_hash', 'progress']
+           'file_hash', 'key_hash', 'in_kernel', 'progress']
 
 # %% ../nbs/00_core.ipynb #5d731876
 import contextlib
@@ -140,6 +140,12 @@ def key_hash(
     return hashlib.blake2b(json.dumps(obj, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 # %% ../nbs/00_core.ipynb #3c071574
+def in_kernel() -> bool:
+    "Whether this process is a notebook's kernel, not one that only imported Jupyter's libraries."
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
 def progress(
     items: Iterable,
     desc: str,  # what is being done, in a word or two
@@ -152,5 +158,4 @@ def progress(
     if terminal:
         with open(terminal, "w") as tty: yield from terminal_bar(items, file=tty, position=1, **common)
     else:
-        watched = "ipykernel" in sys.modules or sys.stderr.isatty()
-        yield from notebook_bar(items, disable=not watched, **common)
+        yield from notebook_bar(items, disable=not (in_kernel() or sys.stderr.isatty()), **common)

@@ -7,6 +7,7 @@ __all__ = ['ENGINES', 'EngineError', 'check_engine', 'engine_version', 'runner',
 
 # %% ../nbs/10b_engine.ipynb #b1c6b58e
 import copy
+import logging
 import os
 import shutil
 import sys
@@ -87,8 +88,11 @@ class _Built:
 def _compiled(module: nn.Module, example: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     "torch.compile's function for batches like this one."
     function = torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True})  # one graph: threads share nothing but weights
-    try: function(example)
-    except Exception as e: raise EngineError(f"engine compile cannot take {type(module).__name__} ({' '.join(str(e).split())[:200]}); take eager") from e
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # else a CUDA build of torch warns where there is no GPU
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of slow guards on Python 3.13.0
+        try: function(example)
+        except Exception as e: raise EngineError(f"engine compile cannot take {type(module).__name__} ({' '.join(str(e).split())[:200]}); take eager") from e
     return function
 
 

@@ -32,7 +32,7 @@ def plot_factor(
         colour, is_test = FEATURES[name], split == "test"
         ax.hlines(y, d["lowest"], d["highest"], color=colour, lw=1.3 if is_test else 2, alpha=.5 if is_test else 1)
         ax.plot(d["mean"], y, "o", ms=4 if is_test else 5, mec=colour, color="white" if is_test else colour)
-        for b in d[d["base"] & ~is_test].itertuples(): ax.axvspan(b.mean - b.se, b.mean + b.se, color=colour, alpha=.12, lw=0, zorder=0)
+        for b in d[d["base"] & (not is_test)].itertuples(): ax.axvspan(b.mean - b.se, b.mean + b.se, color=colour, alpha=.12, lw=0, zorder=0)
     ax.set_yticks(range(len(values)), values, parse_math=False)
     for label in ax.get_yticklabels(): label.set_fontweight("bold" if label.get_text() in set(rows.loc[rows["base"], "value"]) else "normal")
     ax.set(ylim=(len(values) - .5, -.5))

@@ -25,6 +25,7 @@ from .core import cores, file_hash, progress, whole, write_json
 from .frames import FRAME_QUESTIONS, draw_frame
 from .networks import build  # before torchvision, for which it clears the way
 from .pretrained import preprocessing
+from .workers import short_sockets
 from torchvision.models import ConvNeXt
 
 # %% ../nbs/35_pretext.ipynb #7c52fdc5
@@ -116,6 +117,7 @@ def drawn_batches(
     how: Training,
 ) -> DataLoader:  # of items as they come, in order; what fills no batch is left out
     "Items drawn by processes of one thread each."
+    short_sockets()
     return DataLoader(data, how.batch // len(data[0][0]), drop_last=True, num_workers=how.workers or cores(), multiprocessing_context="spawn",
                       worker_init_fn=_one_thread, prefetch_factor=6)
 

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -101,6 +101,15 @@ PARAMETERS |= {
 DEFAULTS = {name: default for name, (default, _, _) in PARAMETERS.items()}
 
 # %% ../nbs/05_run.ipynb #320bcf4a
+def _wrong(name: str, value, words: str, text: bool) -> str:
+    "What is wrong with the value; where a text is possible, with a word about YAML, which takes some texts for something else."
+    number, day = ("a number", "007 and 12:30"), ("a date", "2024-01-05")
+    kinds = {bool: ("a yes or no", "on and off"), int: number, float: number, date: day, datetime: day, type(None): ("null", "~")}
+    if not text or type(value) not in kinds: return f"{name}: {value!r} is not {words}"
+    kind, such = kinds[type(value)]
+    return f'{name}: {value} is {kind}, not {words}; quote text that YAML takes for {kind}, such as {such} ({name}: "..."; papermill: -r {name} ...)'
+
+
 def check_params(
     given: Mapping,  # some or all parameters
 ) -> dict:  # all of them, in the table's order, defaults filled in
@@ -110,7 +119,7 @@ def check_params(
             near = difflib.get_close_matches(str(name), PARAMETERS, 1)
             raise ParameterError(f"unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(PARAMETERS)}"))
         words, holds = PARAMETERS[name][1]
-        if not holds(value): raise ParameterError(f"{name}: {value!r} is not {words}")
+        if not holds(value): raise ParameterError(_wrong(name, value, words, holds(str(value))))
     return {name: given.get(name, default) for name, default in DEFAULTS.items()}
 
 # %% ../nbs/05_run.ipynb #d8a3ae07
@@ -139,7 +148,7 @@ def read_mapping(
     "What a parameters file holds, not yet checked; raises `ParameterError` for one that is missing or no mapping."
     if not Path(file).is_file(): raise ParameterError(f"{file}: no such parameters file")
     try: mapping = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e: raise ParameterError(f"{file}: not YAML: {' '.join(str(e).split())}") from e
+    except (yaml.YAMLError, ValueError) as e: raise ParameterError(f"{file}: not YAML: {' '.join(str(e).split())}") from e
     if not isinstance(mapping, Mapping): raise ParameterError(f"{file}: not a mapping of parameters")
     return mapping
 
@@ -164,9 +173,11 @@ def one_feature(
 # %% ../nbs/05_run.ipynb #5a1d0046
 def notebook_params(
     variables: dict,  # the notebook's `globals()`
-    *own: str,  # names of plain variables that are no parameters of the run
+    *own: str,  # names of texts that are no parameters of the run
 ) -> dict:  # those that are there
-    "The run's parameters among a notebook's variables; raises `ParameterError` for an unknown one."
+    "The run's parameters among a notebook's variables; raises `ParameterError` for an unknown one, and for what is no text among its own."
+    for k in own:
+        if not isinstance(variables.get(k, ""), str): raise ParameterError(_wrong(k, variables[k], "a text", True))
     plain, seen = (str, int, float, bool, list, dict, type(None)), variables.get("_variables_then", variables)
     ours = lambda k: (k in PARAMETERS or k in seen) and k not in {"In", "Out", *own} and not k.startswith("_")
     given = {k: v for k, v in variables.items() if ours(k) and type(v) in plain}

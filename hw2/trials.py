@@ -35,7 +35,7 @@ from .run import Stage, check_params
 from .sift import Descriptors, nearest
 from .store import Units, write_vectors
 from .video import decode, probe, read_frames, shown
-from .workers import START, Workers
+from .workers import START, Workers, short_sockets
 
 # %% ../nbs/59_trials.ipynb #7f694940
 def usable(
@@ -132,6 +132,7 @@ def plain_pool(
     params: dict,  # all parameters
 ) -> Iterator[Workers]:
     "What `worker_pool` would be, were all videos good."
+    short_sockets()
     with tempfile.TemporaryDirectory() as spool, _Unwatched(params["workers"] or cores(), START, start_worker, (params,)) as pool:
         yield Workers(pool, Path(spool))
 

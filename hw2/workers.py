@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEMORY', 'KILLED', 'START', 'seconds_for', 'guarded', 'passing', 'Lost', 'Worker', 'Processes', 'Workers',
-           'spool_folder', 'started_workers']
+           'held_folder', 'spool_folder', 'started_workers', 'short_sockets']
 
 # %% ../nbs/18_workers.ipynb #68da3076
 import atexit
@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -113,6 +113,7 @@ class Worker:
 
     def start(self) -> None:
         "Start the process; raises what `begin` raises, and `RuntimeError` where the process ends before it begins."
+        short_sockets()
         self.pipe, there = START.Pipe()
         process = START.Process(target=_serve, args=(there, self.begin, self.args), daemon=True)
         process.start()
@@ -217,16 +218,24 @@ class Workers:
 
 # %% ../nbs/18_workers.ipynb #4b3a3f93
 @contextmanager
-def spool_folder() -> Iterator[Path]:
-    "A temporary folder; those that lost processes left behind are removed."
-    for left in Path(tempfile.gettempdir()).glob("hw2-spool-*"):
+def held_folder(
+    within: str,  # a folder
+    prefix: str,  # of its name
+) -> Iterator[Path]:
+    "A temporary folder; those that processes left behind are removed."
+    for left in Path(within).glob(prefix + "*"):
         with suppress(OSError), open(left/"held") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix="hw2-spool-") as folder, open(Path(folder)/"new", "w") as lock:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=within) as folder, open(Path(folder)/"new", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(lock.name, Path(folder)/"held")
         yield Path(folder)
+
+
+def spool_folder() -> AbstractContextManager[Path]:
+    "A folder in TMPDIR for what workers hand over."
+    return held_folder(tempfile.gettempdir(), "hw2-spool-")
 
 
 @contextmanager
@@ -240,3 +249,16 @@ def started_workers(
         processes = Processes(n, begin, *args)
         try: yield Workers(processes, spool)
         finally: processes.stop()
+
+# %% ../nbs/18_workers.ipynb #e2a94d07
+_placing, _sockets = threading.Lock(), ExitStack()
+atexit.register(_sockets.close)
+
+
+def short_sockets() -> None:
+    "Give multiprocessing a folder in /tmp for its sockets where TMPDIR is too long; raises `RuntimeError` where /tmp cannot be written."
+    with _placing:
+        config = multiprocessing.current_process()._config  # which the processes it starts inherit
+        if len(os.fsencode(config.get("tempdir") or f"{tempfile.gettempdir()}/pymp-12345678")) <= 107 - len("/listener-12345678"): return
+        try: config["tempdir"] = str(_sockets.enter_context(held_folder("/tmp", "hw2-sockets-")))
+        except OSError as e: raise RuntimeError(f"{tempfile.gettempdir()}: too long for a socket, and /tmp: {e.strerror}; set a shorter TMPDIR") from e

@@ -1,13 +1,19 @@
 """Whole runs through the command line and through papermill: what they leave behind, and that they leave it again"""
 
+import fcntl
 import filecmp
 import json
+import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import papermill
@@ -189,6 +195,27 @@ def test_nothing_but_progress_is_said(tiny_run):
     for path in tiny_run.folder.glob("*.ipynb"):
         outputs = [o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
         assert [o["text"] for o in outputs if o.get("name") == "stderr" and "it/s" not in str(o["text"]) and "video" not in str(o["text"])] == [], path.name
+
+
+def test_a_terminal_shows_a_bar_for_every_notebook(tmp_path):
+    "Starting the first one imports ipykernel, which once hid the bars of all that came after it."
+    cells = [nbformat.v4.new_code_cell("from hw2.core import progress"), nbformat.v4.new_code_cell("for _ in progress(range(3), 'counting'): pass")]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path/"n.ipynb")
+    code = "from pathlib import Path; from hw2.cli import execute; [execute(Path('n.ipynb'), Path(f'{o}.ipynb'), {}) for o in ('first', 'second')]"
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    shown = b"".join(iter(lambda: _read(ours), b"")).decode()
+    assert process.wait() == 0, shown
+    assert "first " in shown and "second " in shown and shown.count("counting:   0%") == 2
+
+
+def _read(terminal: int) -> bytes:
+    "What comes next; nothing when its processes have ended, which Linux tells by an error."
+    try: return os.read(terminal, 4096)
+    except OSError: return b""
 
 
 # Refusals and previews

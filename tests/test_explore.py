@@ -137,7 +137,7 @@ def test_callbacks_in_a_kernel(run, tmp_path):
     notebook = notebook_for(run)
     notebook.cells.append(nbformat.v4.new_code_cell(CALLBACKS.replace("CELLS", repr(cells))))
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}},
-                   config=Config({"KernelManager": {"transport_encryption": "auto"}})).execute()
+                   config=Config({"KernelManager": {"transport_encryption": "auto"}}), shutdown_kernel="immediate").execute()
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert [o["text"] for o in outputs if o.get("name") == "stderr"] == []
     assert sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs) == 1

@@ -23,7 +23,7 @@ LIBRARY = sorted((ROOT/"nbs").glob("[0-9]*.ipynb"))
 EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
 PARAMS = sorted(p for p in (ROOT/"nbs/experiments/params").glob("*.yaml") if p.stem != "ablation")  # which is a sweep: test_ablation.py reads it
 LEFTOVERS = {"__pycache__", ".ipynb_checkpoints"}
-QUIET = Config({"KernelManager": {"transport_encryption": "auto"}})
+QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})  # a polite end may warn of its own task
 
 
 def stem(path: Path) -> str:

@@ -12,7 +12,7 @@ from traitlets.config import Config
 from hw2.core import ROOT
 
 TUTORIAL = ROOT/"nbs/tutorial.ipynb"
-QUIET = Config({"KernelManager": {"transport_encryption": "auto"}})
+QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})
 
 
 @pytest.fixture(scope="module")
