@@ -78,7 +78,7 @@ def examined(labels: list[int], contents: list[str], looks: list[Look | None]) -
     "A set all of whose videos are in one split."
     m = pd.DataFrame({"id": [f"v{i}" for i in range(len(labels))], "content": contents, "label": pd.array(labels, "Int64"), "split": "train",
                       "group": "", "fold": pd.array([None] * len(labels), "Int64")})
-    return Examined(Dataset(Path(), m, ["a", "b"]), looks, ["" if s else "no such file" for s in looks])
+    return Examined(Dataset(Path(), m, ["a", "b"]), looks, ["" if s else "no such file" for s in looks], [])
 
 
 def test_missing_files_do_not_shift_who_is_named():
