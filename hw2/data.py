@@ -148,10 +148,11 @@ def split_folders(
     root: Path,
 ) -> dict[Path, str]:  # by folder: train, val or test
     "The folders of a set that is split by its top folders; empty for a set with a folder for every class."
-    found = {p: SPLITS.get(p.name.lower(), "") for p in listed(root) if p.is_dir()}
+    names = {p: SPLITS.get(p.name.lower().removeprefix("videos_"), "") for p in listed(root) if p.is_dir()}
+    found = {p: s for p, s in names.items() if s}  # beside which annotations may lie
     inside = lambda p: [q.is_dir() for q in listed(p)]
     classes_in = lambda p: any(inside(p)) and 2 * sum(inside(p)) >= len(inside(p))  # a list or a readme may lie beside the classes
-    if "" in found.values() or "train" not in found.values() or len(set(found.values())) < 2: return {}
+    if "train" not in found.values() or len(set(found.values())) < 2: return {}
     return found if all(classes_in(p) for p, s in found.items() if s != "test") else {}
 
 
@@ -170,11 +171,11 @@ def from_csv(
     path = Path(path)
     df = read_table(path, ["path", "label"])
     unique(df["path"], path)
-    df = df[[not metadata(p) for p in df["path"]]]
+    df = df.loc[[not metadata(p) for p in df["path"]]]
     if "split" in df: df["split"] = splits(df["split"].where((df["label"] != "") | (df["split"] != ""), "test"), path)
     lost = df.index[(df["label"] == "") & (df["split"] != "test")] if "split" in df else []
     if len(lost): raise DataError(f"{path}, line {lost[0]}: split {df['split'][lost[0]]!r} but no label")
-    numbers = df["label"][df["label"] != ""].str.fullmatch(r"\d+").all()
+    numbers = df["label"][df["label"] != ""].str.fullmatch(r"\d{1,18}").all()
     classes = sorted(set(df["label"]) - {""}, key=lambda y: (int(y), y) if numbers else y)  # 1, 01 and 001 have their order, too
     split = df["split"] if "split" in df else [None if y else "test" for y in df["label"]]
     group = df["group"] if "group" in df else [""] * len(df)
@@ -227,8 +228,9 @@ def _held_out(y: np.ndarray, groups: np.ndarray, split_seed: int, stratify: bool
     if not (groups != "").any(): return train_test_split(np.arange(len(y)), test_size=0.2, random_state=split_seed, stratify=y if stratify else None)
     if n < 2: raise DataError(f"all videos are of the group {groups[0]!r}: at least two are needed, or a split")
     if not stratify: return next(GroupShuffleSplit(1, test_size=0.2, random_state=split_seed).split(y, groups=groups))
-    found = [(train, held) for train, held in _by_label(StratifiedGroupKFold(min(5, n), shuffle=True, random_state=split_seed), y, groups) if len(held)]
-    return next((pair for pair in found if len(set(y[pair[0]])) == len(set(y))), found[0])  # where it can be, every class is trained on
+    found = [(train, held) for train, held in _by_label(StratifiedGroupKFold(min(5, n, np.bincount(y).max()), shuffle=True, random_state=split_seed), y, groups) if len(held)]
+    lacks = lambda pair: len(set(y)) - len(set(y[pair[0]]))  # where it can be, every class is trained on
+    return min(found, key=lambda pair: (lacks(pair), abs(len(pair[1]) - .2 * len(y))))
 
 
 def _by_label(splitter, y: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -298,8 +300,9 @@ def _with_folds(m: pd.DataFrame, free: np.ndarray, folds: int | str, split_seed:
             name = classes[labels[n.argmin()]] if classes else labels[n.argmin()]
             raise DataError(f"folds: {folds}, but the smallest class has {n.min()} videos: {name}; {_advice(n.min(), 'video', folds)}")
         if grouped and len(set(groups)) < folds: raise DataError(f"folds: {folds}, but there are {len(set(groups))} groups")
-        kind = StratifiedGroupKFold if grouped and stratify else StratifiedKFold
-        how = GroupKFold(folds) if grouped and not stratify else kind(folds, shuffle=True, random_state=split_seed)
+        by_label = stratify and n.max() >= folds
+        kind = StratifiedGroupKFold if grouped and by_label else StratifiedKFold
+        how = GroupKFold(folds) if grouped and not by_label else kind(folds, shuffle=True, random_state=split_seed)
         splits = _by_label(how, y, groups)
     else: raise DataError(f"folds: {folds!r} is neither null, a number from 2, nor group")
     fold = np.full(len(m), -1)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['dataset_of', 'record_dataset', 'record_skipped', 'pooler_of', 'extract_part', 'retry_part', 'local_parts',
-           'kept_workers', 'part_of', 'cluster_parts', 'stores_of', 'lacking', 'extract', 'unreadable', 'seconds_of']
+           'kept_workers', 'part_of', 'cluster_parts', 'stores_of', 'lacking', 'extract', 'unreadable', 'seconds_of',
+           'stop_at']
 
 # %% ../nbs/21_extract.ipynb #d6699720
 import atexit
@@ -250,17 +251,17 @@ def extract(
     for _, store in stores.values(): sweep(store.folder)
     todo = lacking(dataset.manifest, stores)
     stopping = params["on_error"] == "stop"
-    if stopping: _stop_at(unreadable(dataset, {}))
+    if stopping: stop_at(unreadable(dataset, {}))
 
     def work():
         for done in _parts(todo, dataset.root, stores, params):
             if done is None: yield
             else: _keep(*done, dataset.root, stores)
-            if done and stopping: _stop_at(unreadable(Dataset(dataset.root, done[0], []), _errors(done[1].values())))
+            if done and stopping: stop_at(unreadable(Dataset(dataset.root, done[0], []), _errors(done[1].values())))
 
     for _ in progress(work(), "extracting", sum(len(v) for v, _ in todo), "video"): pass
     skipped = unreadable(dataset, _errors(read_units(store, dataset.manifest) for _, store in stores.values()))
-    if stopping: _stop_at(skipped)
+    if stopping: stop_at(skipped)
     return pd.concat([skipped, pd.DataFrame([("", p, "no label names this file") for p in dataset.strays], columns=skipped.columns)], ignore_index=True)
 
 
@@ -326,6 +327,6 @@ def _why(path: Path) -> str:
     return "it could not be opened when the run began"
 
 
-def _stop_at(bad: pd.DataFrame) -> None:
+def stop_at(bad: pd.DataFrame) -> None:
     "Raise `VideoError` for the first row."
     if len(bad): raise VideoError(bad["path"].iloc[0], bad["cause"].iloc[0])

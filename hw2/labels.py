@@ -98,8 +98,8 @@ def class_map(
     "Read `cls_map.csv`; which column is the index is told by its contents. Raises `DataError`."
     df = read_table(path, ["Label", "Category"])
     if not len(df): raise DataError(f"{path}: no rows below the header")
-    index, name = ("Category", "Label") if df["Category"].str.fullmatch(r"\d+").all() else ("Label", "Category")
-    bad = df.index[~df[index].str.fullmatch(r"\d+")]
+    index, name = ("Category", "Label") if df["Category"].str.fullmatch(r"\d{1,18}").all() else ("Label", "Category")
+    bad = df.index[~df[index].str.fullmatch(r"\d{1,18}")]
     if len(bad): raise DataError(f"{path}, line {bad[0]}: {df[index][bad[0]]!r} is no class index")
     df = df.sort_values(index, key=lambda c: c.astype(int))
     if df[index].astype(int).tolist() != list(range(len(df))): raise DataError(f"{path}: class indices must be 0 to {len(df) - 1}, each once")
@@ -144,7 +144,7 @@ def look_alikes(
     return found
 
 # %% ../nbs/01b_labels.ipynb #456bd498
-METADATA = {".appledouble", ".ds_store", ".trashes", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "icon\uf00d", "@eadir", "__macosx", "$recycle.bin",
+METADATA = {".appledouble", ".ds_store", ".trashes", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "icon\uf00d", "@eadir", "__macosx", "$recycle.bin", "#recycle", "@recycle", "lost+found",
             "system volume information"}
 
 

@@ -18,13 +18,12 @@ import pandas as pd
 from .cluster import cluster_client, needs_dask
 from .core import pick_device
 from .data import DataError, Dataset, parts
-from .extract import dataset_of, lacking, local_parts, seconds_of, stores_of, unreadable
+from .extract import dataset_of, lacking, local_parts, seconds_of, stop_at, stores_of, unreadable
 from .mlp import fit_seeds
 from .prepare import worker_pool
 from .run import minutes
 from .store import outcomes
 from .train import inner_split
-from .video import VideoError
 from .workers import passing
 
 # %% ../nbs/80_outlook.ipynb #cc8295d7
@@ -54,7 +53,7 @@ def plan(params: dict) -> Plan:
     parts(m, dataset.classes)
     stores = stores_of(params)
     todo, missing = lacking(m, stores), unreadable(dataset, {})
-    if params["on_error"] == "stop": _stop_at(missing)
+    if params["on_error"] == "stop": stop_at(missing)
     rows = m.index[m["content"].isin({c for videos, _ in todo for c in videos["content"]})]
     seen = []
     if len(rows):
@@ -64,16 +63,12 @@ def plan(params: dict) -> Plan:
     return Plan(dataset, params, stores, todo, pd.Series([seconds for seconds, _ in seen], rows, float).reindex(m.index), errors)
 
 
-def _stop_at(bad: pd.DataFrame) -> None:
-    "Raise `VideoError` for the first row."
-    if len(bad): raise VideoError(bad["path"].iloc[0], bad["cause"].iloc[0])
-
 # %% ../nbs/80_outlook.ipynb #c5b3d2fc
 def refuse(found: Plan) -> None:
     "Raise what the run would stop with later on, as far as it is known without decoding."
     params, m = found.params, found.dataset.manifest
     pick_device(params["device"])
-    if params["on_error"] == "stop": _stop_at(found.bad())
+    if params["on_error"] == "stop": stop_at(found.bad())
     if found.todo and params["scheduler"]: _ask_cluster(params["scheduler"])
     for extractor, _ in found.stores.values(): extractor.ready()
     usable = {f: _usable(found, f) for f in params["features"]}
