@@ -6,6 +6,7 @@
 __all__ = ['MAGIC', 'FOREIGN', 'SUFFIXES', 'PLAIN', 'RENAMED', 'is_safetensors', 'not_weights', 'read_tensors', 'chosen']
 
 # %% ../nbs/10d_checkpoint.ipynb #32d11aa6
+import codecs
 import json
 import pickletools
 import re
@@ -114,8 +115,9 @@ def _text(head: bytes) -> str:
     return f"a {'JSON' if text[:1] in '{[' else 'text'} file, not weights; it begins {text[:40]!r}"
 
 # %% ../nbs/10d_checkpoint.ipynb #9437a50f
-_scalar = np.float64(0).__reduce__()[0]
-PLAIN = [Namespace, np.dtype, *{type(np.dtype(k)) for k in "?bBhHiIlLqQefd"}, *((_scalar, f"numpy.{m}.multiarray.scalar") for m in ("core", "_core"))]
+_scalar, _array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+PLAIN = [Namespace, np.dtype, np.ndarray, defaultdict, list, codecs.encode, *((_array, f"numpy.{m}.multiarray._reconstruct") for m in ("core", "_core")),
+         *{type(np.dtype(k)) for k in "?bBhHiIlLqQefd"}, *((_scalar, f"numpy.{m}.multiarray.scalar") for m in ("core", "_core"))]
 RENAMED = {  # names that torchvision's older files have, and what it reads them as
     r"(denselayer\d+\.(?:norm|conv))\.([12]\.)": r"\1\2", r"\.mlp\.linear_1\.": ".mlp.0.", r"\.mlp\.linear_2\.": ".mlp.3."}
 

@@ -228,7 +228,8 @@ def _held_out(y: np.ndarray, groups: np.ndarray, split_seed: int, stratify: bool
     if not (groups != "").any(): return train_test_split(np.arange(len(y)), test_size=0.2, random_state=split_seed, stratify=y if stratify else None)
     if n < 2: raise DataError(f"all videos are of the group {groups[0]!r}: at least two are needed, or a split")
     if not stratify: return next(GroupShuffleSplit(1, test_size=0.2, random_state=split_seed).split(y, groups=groups))
-    found = [(train, held) for train, held in _by_label(StratifiedGroupKFold(min(5, n, np.bincount(y).max()), shuffle=True, random_state=split_seed), y, groups) if len(held)]
+    folds = StratifiedGroupKFold(min(5, n, np.bincount(y).max()), shuffle=True, random_state=split_seed)
+    found = [(train, held) for train, held in _by_label(folds, y, groups) if len(held)]
     lacks = lambda pair: len(set(y)) - len(set(y[pair[0]]))  # where it can be, every class is trained on
     return min(found, key=lambda pair: (lacks(pair), abs(len(pair[1]) - .2 * len(y))))
 

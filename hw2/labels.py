@@ -144,8 +144,8 @@ def look_alikes(
     return found
 
 # %% ../nbs/01b_labels.ipynb #456bd498
-METADATA = {".appledouble", ".ds_store", ".trashes", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "icon\uf00d", "@eadir", "__macosx", "$recycle.bin", "#recycle", "@recycle", "lost+found",
-            "system volume information"}
+METADATA = {".appledouble", ".ds_store", ".trashes", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "icon\uf00d", "@eadir", "__macosx", "$recycle.bin",
+            "#recycle", "@recycle", "lost+found", "system volume information"}
 
 
 def metadata(

@@ -67,7 +67,7 @@ def candidates(
 
 # %% ../nbs/14b_leaks.ipynb #afbeb081
 OFF = np.arange(SIDE) - (SIDE - 1) / 2  # a cell's place from the middle
-STRAIGHT, REACH = np.array([1, 0, 1, 0, 0.]), np.array([.17, SIDE / 10, .17, SIDE / 10, 1])  # scale and shift down, scale and shift right; frames
+STRAIGHT, REACH = np.array([1, 0, 1, 0, 0.]), np.array([.2, SIDE / 10, .2, SIDE / 10, 1])  # scale and shift down, scale and shift right; frames
 
 
 def _reading(scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (p, SIDE, SIDE) weights, (p, SIDE) which places lie inside
@@ -183,12 +183,15 @@ GAP = 8  # times as much is left between a video and those that are not its copi
 def croppable(place: np.ndarray) -> bool:
     "Whether one is a part of the other, give or take a third of a cell, and not another view of the same ground."
     scale, shift = place[[0, 2]], place[[1, 3]]
-    return bool((abs(scale - 1) < .15).all() and (abs(shift) <= abs(scale - 1) * SIDE / 2 + .35).all())
+    return bool((abs(scale - 1) < .21).all() and (abs(shift) <= abs(scale - 1) * SIDE / 2 + .35).all())
 
 
 def narrow(match: Match) -> bool:
     "Whether so little is left that the two can only be copies."
-    little = match.moved**2 <= .5**2 + (.15 * match.stirring)**2 and match.still**2 <= 1.2**2 + (.033 * match.contrast)**2
+    zoom = match.place[[0, 2]] - 1
+    cropped = abs(zoom).min() > .03 and zoom.prod() > 0 and match.motion > (.9 if match.stirring > 1 else .5)
+    least, share, still = (.6, .16, 2.5) if cropped else (.5, .15, 1.2)  # read between their cells, thumbnails cannot agree as well
+    little = match.moved**2 <= least**2 + (share * match.stirring)**2 and match.still**2 <= still**2 + (.033 * match.contrast)**2
     return match.correlation > .97 and croppable(match.place) and little
 
 

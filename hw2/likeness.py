@@ -13,7 +13,7 @@ import numpy as np
 from .video import Video
 
 # %% ../nbs/14_likeness.ipynb #56b13394
-RATE, MOST, SIDE = 15, 40, 16  # thumbnails a second and in all, at most; the side of one
+RATE, MOST, SIDE = 30, 60, 16  # thumbnails a second and in all, at most; the side of one
 
 
 def thumbnail_times(

@@ -104,7 +104,9 @@ def load_weights(
 
 
 def _fill(values: torch.Tensor, read: torch.Tensor, where: str) -> None:
-    "Copy one tensor; raises `WeightsError` for one that is not finite."
+    "Copy one tensor; raises `WeightsError` for one that is not finite, or whole numbers where the network has none."
+    if values.is_floating_point() and not read.is_floating_point():
+        raise WeightsError(f"{where} holds {str(read.dtype).removeprefix('torch.')}, not plain floating-point weights; take a file that is not quantised")
     try: values.copy_(read)
     except (RuntimeError, NotImplementedError, TypeError) as e: raise WeightsError(f"{where} cannot be read: {str(e).splitlines()[0]}") from e
     bad = int((~values.isfinite()).sum())

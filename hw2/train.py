@@ -328,7 +328,7 @@ def done_in(
     "The runs that are done."
     def done(run: Path) -> bool:
         try: return not lacking_of(run)
-        except (ParameterError, ValueError): return False
+        except (ParameterError, RunError, ValueError, TypeError): return False
     return sorted(p.parent.name for p in folder.glob("*/params.yaml") if done(p.parent))
 
 
@@ -355,6 +355,7 @@ def own_video(
     manifest: pd.DataFrame,
     content: str,  # hash of a clip's bytes
     folds,  # the run's parameter
+    patience: int | None = 15,  # the run's parameter
 ) -> str:  # nothing for a clip that is new
     "Which of the run's own videos a clip is, and what its probabilities are worth."
     same = manifest[manifest["content"] == content] if content else manifest[:0]
@@ -363,6 +364,7 @@ def own_video(
     first, evidence = same.iloc[0], "so p is not held-out evidence"
     if first["split"] == "train": return f"training video {first['id']} of this run: the classifiers were fitted on it, {evidence}"
     if first["split"] == "test": return f"test video {first['id']} of this run: no classifier was fitted on it"
+    if folds is None and patience is None: return f"validation video {first['id']} of this run: no classifier was fitted on it"
     if folds is None: return f"validation video {first['id']} of this run: the number of epochs was chosen on it"
     return f"video {first['id']} of this run, held out in fold {first['fold']}: the other folds' classifiers were fitted on it, {evidence}"
 
@@ -374,7 +376,7 @@ def predict(
     "Label clips with every feature and fusion of a run that is done; a clip that cannot be read has its cause in `error`."
     params, names, manifest = done_run(run), read_classes(run/"classes.csv"), read_manifest(run/"manifest.csv")
     models = {f: list(classifiers(run, f, len(names))) for f in outcomes(params) if f != "late"}
-    own, (_, top1) = [own_video(manifest, content_of(Path(c)), params["folds"]) for c in clips], held_out_top1(run)
+    own, (_, top1) = [own_video(manifest, content_of(Path(c)), params["folds"], params["patience"]) for c in clips], held_out_top1(run)
     rows = []
     for clip, of_run, units in zip(clips, own, units_of(params, clips)):
         told = {f: answer(units[f], fitted) for f, fitted in models.items()}

@@ -120,7 +120,7 @@ def opened(path: str | Path) -> Iterator[tuple]:  # the container and its video 
             if container.format.name in TEXTS: raise VideoError(path, "text, not a video")
             stream = video_stream(container)
             if stream is None: raise VideoError(path, "no video stream")
-            if container.format.name == "webp_pipe" and b"ANIM" in path.read_bytes()[:64]: raise VideoError(path, "an animated WebP, of which FFmpeg reads one frame")
+            if container.format.name == "webp_pipe" and b"ANIM" in path.read_bytes()[:64]: raise VideoError(path, "animated WebP, which FFmpeg does not read")
             if stream.codec_context is None: raise VideoError(path, "no decoder for its video stream")
             yield container, stream
     except (av.error.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError) as error:
@@ -145,7 +145,7 @@ def _packets(container, stream) -> tuple[list[_Packet], float]:
         if at == stream.index and p.size: found.append(_Packet(pts, duration, p.is_discard, p.is_keyframe, read(bytes(p)) if read else None))
     return found, max((float(end * container.streams[i].time_base) for i, end in ends.items()), default=0.)
 
-# %% ../nbs/01_video.ipynb #b95a9bdd
+# %% ../nbs/01_video.ipynb #6d33b433
 REORDER = 16  # frames that a picture can be shown before or after its turn in decoding (H.264 and HEVC)
 READ = {"h264", "hevc", "mpeg4"}  # reordering codecs whose packets are read
 CLOCKS = {"mpegts", "mpeg"}  # FFmpeg's formats that are recorded off a running clock, which may be set in between
@@ -156,7 +156,8 @@ def _one_frame_each(codec, packets: list[_Packet], unit: float, clocked: bool) -
     if any(p.pts is None or p.discard or p.coded and (p.coded.shown != 1 or p.coded.half) for p in packets): return False
     order = np.argsort([p.pts for p in packets], kind="stable")
     apart, steps = int(np.abs(order - np.arange(len(order))).max()), np.diff(sorted(p.pts for p in packets))
-    if not packets[0].key or order[0] != 0 or apart > REORDER or (steps == 0).any() or (apart or clocked) and max(steps, default=0) * unit > LONGEST: return False
+    if not packets[0].key or order[0] != 0 or apart > REORDER or (steps == 0).any(): return False
+    if (apart or clocked) and max(steps, default=0) * unit > LONGEST: return False
     if not codec.codec.reorder: return not apart
     if codec.name not in READ or not packets[0].coded.entry: return False
     if codec.name == "hevc": return apart > 0 or not codec.has_b_frames
