@@ -42,7 +42,7 @@ class Plan:
         m = self.dataset.manifest
         seen = pd.concat([outcomes(store, m) for _, store in self.stores.values()])
         known = {content: error for content, error in zip(seen["content"], seen["error"]) if error and not passing(error)}
-        cause = self.errors.where(self.errors != "", m["content"].map(known).fillna(""))
+        cause = pd.Series([error or known.get(content, "") for error, content in zip(self.errors, m["content"])], m.index, object)
         return m.assign(cause=cause)[cause != ""]
 
 
@@ -58,8 +58,8 @@ def plan(params: dict) -> Plan:
     seen = []
     if len(rows):
         with worker_pool(params | {"features": ["sift"]}) as workers: seen = list(workers.ahead((seconds_of, str(dataset.root/p)) for p in m["path"][rows]))
-    errors = m["id"].map(missing.set_index("id")["cause"]).fillna("")
-    errors[rows] = [error for _, error in seen]
+    causes = dict(zip(missing["id"], missing["cause"])) | dict(zip(m["id"][rows], (error for _, error in seen)))
+    errors = pd.Series([causes.get(i, "") for i in m["id"]], m.index, object)
     return Plan(dataset, params, stores, todo, pd.Series([seconds for seconds, _ in seen], rows, float).reindex(m.index), errors)
 
 

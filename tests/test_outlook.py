@@ -33,7 +33,7 @@ def home(tmp_path_factory) -> Path:
     ("well.csv", {"words": "4000"}, "cannot make 4000 words: more training videos, more keypoints or fewer words are needed"),
     ("well.csv", {"device": "tpu"}, "device 'tpu' is not available here"),
     ("lost.csv", {"on_error": "stop"}, "set/wave/bad.mp4: Invalid data found when processing input"),
-    ("well.csv", {"scheduler": "tcp://127.0.0.1:9"}, "no Dask scheduler answers at tcp://127.0.0.1:9"),
+    ("well.csv", {"scheduler": "tcp://127.0.0.1:9", "cache": "empty"}, "no Dask scheduler answers at tcp://127.0.0.1:9"),
     ("well.csv", {"folds": "3"}, "folds: 3, but the smallest class has 2 videos: wave"),
 ])
 def test_it_stops_where_the_run_would_stop(data, changed, words, home, command):
