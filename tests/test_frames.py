@@ -63,6 +63,18 @@ def remuxed(source: Path, target: Path, keep=lambda i, packet: True) -> Path:
     return target
 
 
+def shifted(source: Path, target: Path, seconds: float, **options) -> Path:
+    "The same packets, shown so much later."
+    with av.open(str(source)) as read, av.open(str(target), "w", options=options) as out:
+        stream = read.streams.video[0]
+        copy, units = out.add_stream_from_template(stream), round(seconds / stream.time_base)
+        for packet in read.demux(stream):
+            if packet.dts is None: continue
+            packet.pts, packet.dts, packet.stream = packet.pts + units, packet.dts + units, copy
+            out.mux(packet)
+    return target
+
+
 def numbers(video: Video) -> list[int]:
     "What `decode` hands out, position by position."
     got = dict(decode(video, np.arange(len(video.times))))
@@ -231,15 +243,9 @@ def test_two_recordings_in_one_stream(tmp_path):
 
 
 def test_time_stamps_below_zero_and_past_the_counter(tmp_path):
-    for name, first in [("below.mkv", -10), ("past.ts", round(2**33 / 90_000 * RATE) - 15)]:
-        source = encoded(tmp_path/"a.mp4", 40, options={"bf": "2"})
-        with av.open(str(source)) as read, av.open(str(tmp_path/name), "w", options={"avoid_negative_ts": "disabled"}) as out:
-            stream = read.streams.video[0]
-            copy, step = out.add_stream_from_template(stream), round(1 / RATE / stream.time_base)
-            for packet in read.demux(stream):
-                if packet.dts is None: continue
-                packet.pts, packet.dts, packet.stream = packet.pts + first * step, packet.dts + first * step, copy
-                out.mux(packet)
+    source = encoded(tmp_path/"a.mp4", 40, options={"bf": "2"})
+    for name, seconds in [("below.mkv", -.4), ("past.ts", 2**33 / 90_000 - .6)]:
+        shifted(source, tmp_path/name, seconds, avoid_negative_ts="disabled")
         video = probe(tmp_path/name)
         assert numbers(video) == list(range(40))
         np.testing.assert_allclose(video.times, np.arange(40) / RATE, atol=2e-3)
@@ -262,6 +268,45 @@ def test_streams_begun_in_the_middle(suffix, codec, options, begin, tmp_path):
     assert numbers(video) == true and len(true) > 30 and true[-1] == 59
     with av.open(str(path)) as c: lost = sum(p.size > 0 for p in c.demux(video=0)) - len(true)
     assert video.remarks == ((f"{lost} picture{'s' * (lost > 1)} at the beginning cannot be decoded",) if lost else ())
+
+
+@pytest.mark.parametrize("later", [-100, -1, 100])
+def test_a_clock_that_was_set_between_two_recordings(later, tmp_path):
+    "By so many seconds."
+    first = encoded(tmp_path/"a.ts", 40, options={"bf": "2"})
+    parts = [shifted(first, tmp_path/f"{seconds}.ts", seconds, muxdelay="0") for seconds in (200, 200 + later)]
+    (tmp_path/"both.ts").write_bytes(b"".join(p.read_bytes() for p in parts))
+    video = probe(tmp_path/"both.ts")
+    assert numbers(video) == [*range(40), *range(40)] and video.remarks == ()
+    assert (np.diff(video.times) > 0).all() and (later > 0 or video.duration == pytest.approx(80 / RATE, abs=3 / RATE))
+
+
+@pytest.mark.parametrize("codec, options", [("libx264", {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"})])
+def test_a_recording_begun_in_the_middle_behind_another(codec, options, tmp_path):
+    "What its first pictures refer to is not there; the decoder leaves them out, and so does the video."
+    source = encoded(tmp_path/"a.mkv", 60, codec, options=options)
+    with av.open(str(source)) as c: keys = [i for i, p in enumerate(c.demux(video=0)) if p.is_keyframe]
+    with av.open(str(tmp_path/"b.mkv"), "w") as out:
+        copy, base = None, 0
+        for begin in (0, keys[1]):
+            with av.open(str(source)) as read:
+                stream = read.streams.video[0]
+                copy = copy or out.add_stream_from_template(stream)
+                packets = [p for i, p in enumerate(read.demux(stream)) if p.dts is not None and i >= begin]
+                later = base - packets[0].dts
+                for p in packets:
+                    p.pts, p.dts, p.stream = p.pts + later, p.dts + later, copy
+                    base = max(base, p.pts + 40)
+                    out.mux(p)
+    assert numbers(probe(tmp_path/"b.mkv")) == decoder_says(tmp_path/"b.mkv")
+
+
+@pytest.mark.parametrize("suffix, container", [("mp4", {}), ("mp4", {"movflags": "frag_keyframe+empty_moov"}), ("mkv", {}), ("flv", {}), ("avi", {})])
+@pytest.mark.parametrize("more", [b"\r\n", b"junkjunkjunk", b"SEFH" + bytes(40)])
+def test_bytes_behind_the_end_are_no_cut(suffix, container, more, tmp_path):
+    path = encoded(tmp_path/f"a.{suffix}", 30, "mpeg4" if suffix == "avi" else "libx264", options={} if suffix == "avi" else {"bf": "0"}, container=container)
+    path.write_bytes(path.read_bytes() + more)
+    assert numbers(probe(path)) == list(range(30)) and probe(path).remarks == ()
 
 
 def test_packets_without_a_picture_are_no_loss(tmp_path):

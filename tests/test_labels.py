@@ -267,14 +267,42 @@ def test_folders_that_are_a_split(tmp_path):
     assert dataset.strays == ["train/readme.txt"] and split_manifest(dataset.manifest)["split"].tolist() == [r[1] for r in rows]
 
 
-@pytest.mark.parametrize("files", [["train/1.mp4", "val/2.mp4"], ["train/x/1.mp4", "val/x/1.mp4", "more/x/1.mp4"], ["train/x/1.mp4", "walk/1.mp4"],
-                                   ["val/x/1.mp4", "test/x/1.mp4"], ["train/old/1.mp4", "train/2.mp4", "train/3.mp4", "val/1.mp4"]])
+@pytest.mark.parametrize("files", [["train/1.mp4", "val/2.mp4"], ["train/x/1.mp4", "walk/1.mp4"], ["val/x/1.mp4", "test/x/1.mp4"],
+                                   ["train/old/1.mp4", "train/2.mp4", "train/3.mp4", "val/1.mp4"]])
 def test_folders_that_are_classes(files, tmp_path):
     for name in files:
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).touch()
     dataset = from_folders(tmp_path)
     assert dataset.classes == sorted({f.split("/")[0] for f in files}) and set(dataset.manifest["split"]) == {""}
+
+
+def test_annotations_beside_a_split_are_no_class(tmp_path):
+    for name in ["videos_train/x/1.mp4", "videos_train/y/2.mp4", "videos_val/x/3.mp4", "annotations/train.json", "old/x/4.mp4"]:
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).touch()
+    dataset = from_folders(tmp_path)
+    assert dataset.classes == ["x", "y"] and dataset.manifest["split"].tolist() == ["train", "train", "val"] and dataset.strays == ["annotations", "old"]
+
+
+@pytest.mark.parametrize("classes, videos", [(2, 4), (3, 4), (4, 4), (2, 1), (5, 2)])
+def test_every_video_of_a_group_of_its_own(classes, videos):
+    "Fewer videos of a class than scikit-learn's five folds."
+    m = _manifest_of([(k, f"{k}-{i}") for k in range(classes) for i in range(videos)])
+    for folds in (None, 2):
+        split = split_manifest(m, 666, folds, True)
+        assert set(split["split"]) == ({"train", "val"} if folds is None else {"val"})
+
+
+def _manifest_of(rows: list[tuple[int, str]]) -> pd.DataFrame:
+    "A manifest of (label, group)."
+    return pd.DataFrame({"id": [str(i) for i in range(len(rows))], "label": pd.array([y for y, _ in rows], "Int64"), "split": "", "group": [g for _, g in rows],
+                         "fold": pd.array([None] * len(rows), "Int64")})
+
+
+def test_a_table_without_rows(tmp_path):
+    (tmp_path/"set.csv").write_text("path,label\n")
+    with pytest.raises(DataError, match="0 classes"): read_dataset(tmp_path/"set.csv", "csv")
 
 
 def test_a_path_that_is_nearly_right(tmp_path):
