@@ -10,13 +10,14 @@ __all__ = ['UNCLEAR', 'HIGH', 'STAND_IN', 'Coded', 'Bits', 'nal_units', 'frames_
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-# %% ../nbs/00b_bitstream.ipynb #5986b3c5
+# %% ../nbs/00b_bitstream.ipynb #3f4d7fb1
 class Coded(NamedTuple):
     "What the headers in one packet say of the pictures in it."
     shown: int = 1  # pictures on show: none for a hidden reference, two where a packet holds two
     reordered: bool = False  # shown before a picture that was decoded earlier
     half: bool = False  # may be one field of a frame
     entry: bool = True  # decoding can begin here
+    bare: bool = False  # holds no picture by right: parameters or supplemental information alone
 
 
 UNCLEAR = Coded(0, True, True, False)
@@ -90,7 +91,7 @@ def _skip_scaling_list(bits: Bits, size: int) -> None:
             after = (last + (code + 1) // 2 * (1 if code % 2 else -1)) % 256
         last = after or last
 
-# %% ../nbs/00b_bitstream.ipynb #0b20296e
+# %% ../nbs/00b_bitstream.ipynb #049eb784
 class H264:
     "A reader of H.264 packets."
     def __init__(self, extradata: bytes | None):
@@ -105,13 +106,16 @@ class H264:
             kind = unit[0] & 31 if unit else 0
             if kind == 7: self.half |= not frames_only(unit)
             if kind in (1, 5): return Coded(1, self._slice_type(unit) % 5 == 1, self.half, kind == 5)
-        return UNCLEAR
+        return UNCLEAR._replace(bare=_all_between([u[0] & 31 for u in nal_units(data, self.length, 1) if u], 6, 13))
 
     @staticmethod
     def _slice_type(unit: bytes) -> int:
         bits = Bits(unit[1:13])
         bits.ue()
         return bits.ue()
+
+
+def _all_between(kinds: list[int], low: int, high: int) -> bool: return bool(kinds) and low <= min(kinds) and max(kinds) <= high
 
 
 def _mp4_parameter_sets(extradata: bytes) -> Iterator[bytes]:
@@ -122,7 +126,7 @@ def _mp4_parameter_sets(extradata: bytes) -> Iterator[bytes]:
         yield from nal_units(extradata[at:at + 2 + size], 2)
         at += 2 + size
 
-# %% ../nbs/00b_bitstream.ipynb #eff3f2bf
+# %% ../nbs/00b_bitstream.ipynb #e58b6a0e
 class HEVC:
     "A reader of HEVC packets (H.265, 7.3.1.2 and 7.3.6.1)."
     def __init__(self, extradata: bytes | None):
@@ -130,8 +134,9 @@ class HEVC:
         self.length = (extradata[21] & 3) + 1 if mp4 else 0
 
     def __call__(self, data: bytes) -> Coded:
-        first = [u[0] >> 1 for u in nal_units(data, self.length, 4) if len(u) > 2 and u[0] < 64 and not u[0] & 1 and u[1] < 8 and u[2] >> 7]
-        return Coded(len(first), entry=bool(first) and 16 <= first[0] < 24)
+        units = list(nal_units(data, self.length, 4))
+        first = [u[0] >> 1 for u in units if len(u) > 2 and u[0] < 64 and not u[0] & 1 and u[1] < 8 and u[2] >> 7]
+        return Coded(len(first), entry=bool(first) and 16 <= first[0] < 24, bare=_all_between([u[0] >> 1 for u in units if u], 32, 40))
 
 # %% ../nbs/00b_bitstream.ipynb #894f7bed
 STAND_IN = 16  # bytes; so small a picture may stand for none

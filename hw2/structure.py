@@ -164,8 +164,14 @@ def _flv_unbroken(file: BinaryIO, size: int) -> bool:
         at += 15 + length
     return True
 
-# %% ../nbs/00c_structure.ipynb #73db9d34
-CHAINS: dict[str, Callable[[BinaryIO, int], bool]] = {"avi": _riff_unbroken, "matroska": _matroska_unbroken, "flv": _flv_unbroken}
+# %% ../nbs/00c_structure.ipynb #ef2935aa
+def _mp4_unbroken(file: BinaryIO, size: int) -> bool:
+    "Whether no fragment stands behind the last known box."
+    file.seek(min(_mp4(file, size), size))
+    return b"moof" not in file.read()
+
+
+CHAINS: dict[str, Callable[[BinaryIO, int], bool]] = {"mov": _mp4_unbroken, "avi": _riff_unbroken, "matroska": _matroska_unbroken, "flv": _flv_unbroken}
 
 
 def unbroken(

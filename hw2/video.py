@@ -145,7 +145,7 @@ def _packets(container, stream) -> tuple[list[_Packet], float]:
         if at == stream.index and p.size: found.append(_Packet(pts, duration, p.is_discard, p.is_keyframe, read(bytes(p)) if read else None))
     return found, max((float(end * container.streams[i].time_base) for i, end in ends.items()), default=0.)
 
-# %% ../nbs/01_video.ipynb #6d33b433
+# %% ../nbs/01_video.ipynb #2ede10f8
 REORDER = 16  # frames that a picture can be shown before or after its turn in decoding (H.264 and HEVC)
 READ = {"h264", "hevc", "mpeg4"}  # reordering codecs whose packets are read
 CLOCKS = {"mpegts", "mpeg"}  # FFmpeg's formats that are recorded off a running clock, which may be set in between
@@ -161,17 +161,17 @@ def _one_frame_each(codec, packets: list[_Packet], unit: float, clocked: bool) -
     if not codec.codec.reorder: return not apart
     if codec.name not in READ or not packets[0].coded.entry: return False
     if codec.name == "hevc": return apart > 0 or not codec.has_b_frames
-    if any(p.key and not p.coded.entry for p in packets): return False  # what follows such a picture may refer to what was cut away before it
-    return apart > 0 or not any(p.coded.reordered for p in packets)
+    if not any(p.coded.reordered for p in packets): return True
+    return apart > 0 and not any(p.key and not p.coded.entry for p in packets)  # behind such a picture some may refer to what was cut away before it
 
-# %% ../nbs/01_video.ipynb #170086f4
+# %% ../nbs/01_video.ipynb #526c4325
 def _frames(container, stream) -> Iterator[av.VideoFrame]:
     "The frames from the first one that can be decoded undamaged; raises FFmpeg's error for a picture that is damaged later."
     begun, read = False, reader(stream.codec_context.name, stream.codec_context.extradata)
     for packet in container.demux(stream):
         try: frames = packet.decode()
         except av.error.InvalidDataError:
-            if begun and not (read and read(bytes(packet)).shown == 0): raise  # what holds no picture is no loss
+            if begun and not (read and read(bytes(packet)).bare): raise  # what holds no picture is no loss
             continue
         for frame in frames:
             begun = begun or not frame.is_corrupt
@@ -230,7 +230,7 @@ def _frame_times(frames: list[tuple], unit: float, rate: float, clocked: bool) -
     times = _rising([s for s, *_ in frames], step, LONGEST / unit, clocked) * unit
     return None, times - times[0], step * unit if len(frames) > 1 else frames[0][1] * unit or 1 / rate
 
-# %% ../nbs/01_video.ipynb #db0f1358
+# %% ../nbs/01_video.ipynb #90f9c116
 PROMISES = {"avi", "matroska", "flv", "asf"}  # FFmpeg's formats whose header says how many seconds follow
 
 
@@ -248,6 +248,7 @@ def _missing(path: Path, form: str, video: Video, n: int, ends: float, promise: 
     cut = end is not None and end > size
     if short and cut: raise VideoError(path, f"truncated: {ends:.1f} of {seconds:.1f} s")
     if short and not unbroken(path, form): raise VideoError(path, f"damaged: {ends:.1f} of {seconds:.1f} s can be read")
+    if "mov" in form and not promise.frames and not unbroken(path, form): raise VideoError(path, f"damaged: only the first {ends:.1f} s can be read")
     if not cut: return f"its header promises {seconds:.1f} s, {ends:.1f} s are there" if short else ""
     if promise.frames > n and video.duration < (promise.frames - 1.5) / promise.rate: raise VideoError(path, f"truncated: {n} of {promise.frames} frames")
     if form == "gif": raise VideoError(path, "truncated: it ends in the middle of a picture")
@@ -256,7 +257,7 @@ def _missing(path: Path, form: str, video: Video, n: int, ends: float, promise: 
     if lost > .02 * end and lost / size * video.duration > 1: raise VideoError(path, f"truncated: {size:,} of at least {end:,} bytes")
     return "the file is cut; how much is missing is unknown"
 
-# %% ../nbs/01_video.ipynb #aae6c887
+# %% ../nbs/01_video.ipynb #30a6bd88
 def probe(
     path: str | Path,
 ) -> Video:  # when every frame is shown
@@ -276,16 +277,17 @@ def probe(
     longest = max([last, *np.diff(times)])
     if longest > LONGEST and form not in ANIMATIONS: raise VideoError(path, f"damaged time stamps: one frame for {longest:,.0f} s")
     video = Video(str(path), *(frames[0][2] if frames else size), times, float(times[-1] + last), pts)
-    remarks = [*_left_out(packets, frames), _missing(path, form, video, len(packets), ends, promise)]
+    remarks = [*_left_out(path, packets, frames), _missing(path, form, video, len(packets), ends, promise)]
     return replace(video, remarks=tuple(filter(None, remarks)))
 
 
-def _left_out(packets: list[_Packet], frames: list[tuple]) -> list[str]:  # remarks
-    "How many pictures that can be counted gave no frame, at the beginning and later."
+def _left_out(path: Path, packets: list[_Packet], frames: list[tuple]) -> list[str]:  # remarks
+    "How many pictures that can be counted gave no frame, at the beginning and later; raises `VideoError` where most of them did not."
     first, plural = frames[0][0] if frames else None, lambda n: f"{n} picture{'s' * (n > 1)}"
     if first is None: return []
     at = next((i for i, p in enumerate(packets) if p.pts == first), 0)
-    before = sum(p.pts is not None and p.pts < first and not p.discard for p in packets[:at + REORDER])
+    before, shown = sum(p.pts is not None and p.pts < first and not p.discard for p in packets[:at + REORDER]), sum(not p.discard for p in packets[at:])
+    if len(frames) < .45 * shown: raise VideoError(path, f"damaged: {shown - len(frames)} of {shown} frames could not be decoded")  # two fields may be one
     counted = all(p.coded and p.coded.shown == 1 and not p.coded.half and not p.discard for p in packets)
     later = len(packets) - before - len(frames) if counted else 0
     return [f"{plural(before)} at the beginning cannot be decoded"] * (before > 0) + [f"{plural(later)} in the middle cannot be decoded"] * (later > 0)
