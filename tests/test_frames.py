@@ -234,6 +234,51 @@ def test_packed_b_frames(tmp_path):
     assert numbers(video) == true == sorted(true) and len(set(true)) >= 29
 
 
+def u(n: int, value: int) -> str: return f"{value:0{n}b}"
+def ue(value: int) -> str: return "0" * ((value + 1).bit_length() - 1) + f"{value + 1:b}"  # an Exp-Golomb code
+
+
+def unit(head: int, bits: str, body: bytes = b"") -> bytes:
+    "A NAL unit of H.264 behind a start code."
+    raw, out = int(bits + "0" * (-len(bits) % 8), 2).to_bytes(-(-len(bits) // 8)) + body, bytearray()
+    for byte in raw:
+        if out[-2:] == b"\0\0" and byte <= 3: out.append(3)
+        out.append(byte)
+    return b"\0\0\0\1" + bytes([head]) + bytes(out)
+
+
+def fields(n: int) -> bytes:
+    "H.264 whose frames of 64 x 64 are two fields in packets of their own, as camcorders write them; samples are stored as they are (I_PCM)."
+    sets = unit(0x67, u(24, 77 << 16 | 30) + ue(0) * 3 + ue(4) + ue(1) + "0" + ue(3) + ue(1) + "0000" + "01")
+    sets += unit(0x68, ue(0) * 2 + "00" + ue(0) * 3 + "000" + ue(0) * 3 + "0001")
+    out = b""
+    for i in range(n):
+        for bottom in (0, 1):
+            first, luma = not i and not bottom, numbered(i, 64, 64)[bottom::2, :, 0]
+            header = ue(0) + ue(7) + ue(0) + u(4, i % 16) + "1" + u(1, bottom) + ue(0) * first + u(8, (2 * i + bottom) % 256) + "0" * (1 + first) + "1"
+            head, *rest = (luma[16*y:16*y + 16, 16*x:16*x + 16].tobytes() + bytes([128]) * 128 for y in range(2) for x in range(4))
+            body = head + b"".join(int(ue(25) + "0" * (-len(ue(25)) % 8), 2).to_bytes(2) + block for block in rest) + b"\x80"
+            out += unit(9, u(3, 0) + "1") + sets * first + unit(0x65 if first else 0x61, header + ue(25), body)
+    return out
+
+
+@pytest.mark.parametrize("suffix", ["h264", "ts", "mp4", "mkv"])
+def test_two_fields_in_two_packets_are_one_frame(suffix, tmp_path):
+    (tmp_path/"a.h264").write_bytes(fields(30))
+    path = tmp_path/f"a.{suffix}"
+    if suffix != "h264":
+        with av.open(str(tmp_path/"a.h264")) as read, av.open(str(path), "w") as out:
+            copy = out.add_stream_from_template(stream := read.streams.video[0])
+            for i, packet in enumerate(p for p in read.demux(stream) if p.size):
+                packet.pts = packet.dts = round(i / 2 / RATE / stream.time_base)
+                packet.stream = copy
+                out.mux(packet)
+    with av.open(str(path)) as c: assert sum(p.size > 0 for p in c.demux(video=0)) == 60
+    video = probe(path)
+    assert numbers(video) == decoder_says(path) == list(range(30))
+    assert video.duration == pytest.approx(30 / RATE, abs=1.5 / RATE)
+
+
 def test_two_recordings_in_one_stream(tmp_path):
     path = encoded(tmp_path/"a.ts", 40, options={"bf": "2"})
     path.write_bytes(path.read_bytes() * 2)
