@@ -39,11 +39,15 @@ class Plan:
 
     def bad(self) -> pd.DataFrame:  # rows of the manifest, and `cause`
         "The videos that cannot be opened, and those that a feature could not read to their end before."
-        m = self.dataset.manifest
-        seen = pd.concat([outcomes(store, m) for _, store in self.stores.values()])
-        known = {content: error for content, error in zip(seen["content"], seen["error"]) if error and not passing(error)}
+        m, known = self.dataset.manifest, {}
+        for feature in self.stores: known |= self.unread(feature)
         cause = pd.Series([error or known.get(content, "") for error, content in zip(self.errors, m["content"])], m.index, object)
         return m.assign(cause=cause)[cause != ""]
+
+    def unread(self, feature: str) -> dict[str, str]:  # by content: why
+        "The videos that a feature could not read to their end before, and will not another day."
+        seen = outcomes(self.stores[feature][1], self.dataset.manifest)
+        return {content: error for content, error in zip(seen["content"], seen["error"]) if error and not passing(error)}
 
 
 def plan(params: dict) -> Plan:
@@ -91,9 +95,7 @@ def _ask_cluster(scheduler: str) -> None:
 
 def _usable(found: Plan, feature: str) -> np.ndarray:  # of each row
     "Which videos a feature can be had of: none that cannot be opened, nor those that could not be read to their end."
-    m, seen = found.dataset.manifest, outcomes(found.stores[feature][1], found.dataset.manifest)
-    bad = {content for content, error in zip(seen["content"], seen["error"]) if error and not passing(error)}
-    return ((found.errors == "") & ~m["content"].isin(bad)).to_numpy()
+    return ((found.errors == "") & ~found.dataset.manifest["content"].isin(found.unread(feature))).to_numpy()
 
 
 def _descriptors(found: Plan, rows: np.ndarray) -> int:

@@ -109,6 +109,11 @@ def video_stream(
     return max(streams, key=lambda s: (s.codec_context is not None, s.frames != 1, bool(s.disposition & Disposition.default), -s.index), default=None)
 
 
+def _is_animated(path: Path) -> bool:
+    "Whether a WebP holds several frames."
+    with open(path, "rb") as file: return b"ANIM" in file.read(64)
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple]:  # the container and its video stream
     "Open a file; whatever goes wrong with it until the block ends is a `VideoError`."
@@ -120,7 +125,7 @@ def opened(path: str | Path) -> Iterator[tuple]:  # the container and its video 
             if container.format.name in TEXTS: raise VideoError(path, "text, not a video")
             stream = video_stream(container)
             if stream is None: raise VideoError(path, "no video stream")
-            if container.format.name == "webp_pipe" and b"ANIM" in path.read_bytes()[:64]: raise VideoError(path, "animated WebP, which FFmpeg does not read")
+            if container.format.name == "webp_pipe" and _is_animated(path): raise VideoError(path, "animated WebP, which FFmpeg does not read")
             if stream.codec_context is None: raise VideoError(path, "no decoder for its video stream")
             yield container, stream
     except (av.error.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError) as error:
