@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'DEFAULTS', 'FUSIONS', 'BEFORE', 'LIBRARIES', 'ParameterError', 'check_params', 'untrained',
-           'feature_name', 'read_mapping', 'read_params', 'one_feature', 'notebook_params', 'RunError', 'run_folder',
-           'open_run', 'run_params', 'videos_root', 'surroundings', 'add_record', 'minutes', 'Stage']
+           'feature_name', 'read_mapping', 'read_params', 'one_feature', 'check_texts', 'notebook_params', 'RunError',
+           'run_folder', 'open_run', 'run_params', 'videos_root', 'surroundings', 'add_record', 'minutes', 'Stage']
 
 # %% ../nbs/05_run.ipynb #51050ce6
 import difflib
@@ -171,13 +171,21 @@ def one_feature(
     return params | {"features": [feature]}
 
 # %% ../nbs/05_run.ipynb #5a1d0046
+def check_texts(
+    variables: dict,  # the notebook's `globals()`
+    *names: str,  # of parameters that are texts, such as a folder's name
+):
+    "Raises `ParameterError` for one that is no text: papermill's `-p out 2024` gives a number."
+    for k in names:
+        if not isinstance(variables.get(k, ""), str): raise ParameterError(_wrong(k, variables[k], "a text", True))
+
+
 def notebook_params(
     variables: dict,  # the notebook's `globals()`
     *own: str,  # names of texts that are no parameters of the run
 ) -> dict:  # those that are there
     "The run's parameters among a notebook's variables; raises `ParameterError` for an unknown one, and for what is no text among its own."
-    for k in own:
-        if not isinstance(variables.get(k, ""), str): raise ParameterError(_wrong(k, variables[k], "a text", True))
+    check_texts(variables, *own)
     plain, seen = (str, int, float, bool, list, dict, type(None)), variables.get("_variables_then", variables)
     ours = lambda k: (k in PARAMETERS or k in seen) and k not in {"In", "Out", *own} and not k.startswith("_")
     given = {k: v for k, v in variables.items() if ours(k) and type(v) in plain}
