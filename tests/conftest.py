@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hw2.core import ROOT
-from hw2.demo import draw_set
+from hw2.core.files import ROOT
+from hw2.demo.videos import draw_set
 
 DEMO = ROOT/"nbs/experiments/params/demo.yaml"
 
@@ -37,7 +37,7 @@ class Run:
 def command():
     "A function: `hw2 ...` in a process of its own that has no terminal."
     def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "hw2.cli", *arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+        return subprocess.run([sys.executable, "-m", "hw2.run.cli", *arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     return run
 
 

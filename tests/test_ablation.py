@@ -7,18 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-
-from hw2.cli import NotebookError, execute
-from hw2.core import ROOT
-from hw2.data import read_classes, read_manifest
-from hw2.extract import stores_of
-from hw2.run import ParameterError, read_params
-from hw2.store import PART, read_units
-from hw2.sweep import planned, read_sweep, settings
-from hw2.train import train_feature
-
 from conftest import DEMO
 from traces import lasting, parts_of, record
+
+from hw2.ablation.ablation import planned, read_sweep, settings
+from hw2.classifier.train import train_feature
+from hw2.core.files import ROOT
+from hw2.core.params import ParameterError, read_params
+from hw2.data.dataset import read_classes, read_manifest
+from hw2.extraction.extract import stores_of
+from hw2.extraction.store import PART, read_units
+from hw2.run.cli import NotebookError, execute
 
 ABLATION = ROOT/"nbs/experiments/ablation.ipynb"
 COMMITTED = ROOT/"nbs/experiments/params/ablation.yaml"

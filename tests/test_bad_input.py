@@ -10,18 +10,22 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from hw2.backbone import Backbone, embed
-from hw2.cli import app
-from hw2.core import ROOT, pick_device
-from hw2.extract import dataset_of, extract, stores_of
-from hw2.networks import WeightsError, build
-from hw2.pretrained import download, load_weights
-from hw2.run import ParameterError, RunError, check_params, open_run, read_params
-from hw2.sift import BagOfWords
-from hw2.store import read_units
-from hw2.submission import submission
-from hw2.train import predict, train_feature
-from hw2.video import VideoError, probe
+from hw2.classifier.train import train_feature
+from hw2.core.devices import pick_device
+from hw2.core.files import ROOT
+from hw2.core.params import ParameterError, check_params, read_params
+from hw2.data.source import dataset_of
+from hw2.data.video import VideoError, probe
+from hw2.evaluation.submission import submission
+from hw2.extraction.extract import extract, stores_of
+from hw2.extraction.store import read_units
+from hw2.features.backbone import Backbone, embed
+from hw2.features.networks import WeightsError, build
+from hw2.features.sift import BagOfWords
+from hw2.features.weights import download, load_weights
+from hw2.run.cli import app
+from hw2.run.predict import predict
+from hw2.run.record import RunError, open_run
 
 MINI = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu", "cnn_backbone": "convnext_mini", "cnn_weights": "random"}
 

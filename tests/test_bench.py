@@ -6,9 +6,9 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 
-from hw2.bench import met
-from hw2.cli import execute
-from hw2.core import ROOT
+from hw2.benchmark.benchmark import met
+from hw2.core.files import ROOT
+from hw2.run.cli import execute
 
 TINY = dict(n_clips=2, clip_seconds=2, repeats=1, slow_repeats=1, cnn="convnext_mini", cnn3d="r2plus1d_mini", batches=1, product_side=256, workers=1,
             engines=["eager", *filter(find_spec, ["openvino"]), "clockwork"], n_descriptors=1500, words=16, n_vectors=300, dim=64, epochs=1,

@@ -13,12 +13,13 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from hw2.cli import app
-from hw2.cluster import ClusterError, cluster_client, on_cluster
-from hw2.data import Dataset
-from hw2.extract import dataset_of, extract, stores_of
-from hw2.run import read_params
-from hw2.store import Units, chunks, read_part, read_units
+from hw2.core.params import read_params
+from hw2.data.dataset import Dataset
+from hw2.data.source import dataset_of
+from hw2.extraction.cluster import ClusterError, cluster_client, on_cluster
+from hw2.extraction.extract import extract, stores_of
+from hw2.extraction.store import Units, chunks, read_part, read_units
+from hw2.run.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:distributed")
 

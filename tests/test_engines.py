@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from hw2.backbone import Backbone, embed
-from hw2.engine import ENGINES, EngineError, check_engine
-from hw2.extract import dataset_of, extract, stores_of
-from hw2.pretrained import preprocessing
-from hw2.run import read_params
-from hw2.store import read_units
-from hw2.video import write_video
+from hw2.core.params import read_params
+from hw2.data.source import dataset_of
+from hw2.data.video import write_video
+from hw2.extraction.extract import extract, stores_of
+from hw2.extraction.store import read_units
+from hw2.features.backbone import Backbone, embed
+from hw2.features.engine import ENGINES, EngineError, check_engine
+from hw2.features.weights import preprocessing
 
 
 def engine_or_skip(engine: str) -> str:

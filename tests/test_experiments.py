@@ -23,17 +23,18 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from scipy.stats import binomtest
+from traces import lasting, parts_of, record
 from traitlets.config import Config
 
-from hw2.cli import app
-from hw2.core import ROOT
-from hw2.demo import CLASSES
-from hw2.extract import dataset_of, extract, stores_of
-from hw2.run import PARAMETERS, read_params
-from hw2.store import PART, load, read_units
-from hw2.train import train_feature
-
-from traces import lasting, parts_of, record
+from hw2.classifier.train import train_feature
+from hw2.core.files import ROOT
+from hw2.core.params import PARAMETERS, read_params
+from hw2.data.source import dataset_of
+from hw2.demo.videos import CLASSES
+from hw2.extraction.extract import extract, stores_of
+from hw2.extraction.store import PART, read_units
+from hw2.run.cli import app
+from hw2.run.record import load
 
 EXPERIMENTS = ROOT/"nbs/experiments"
 FEATURES = {"sift": 128, "cnn": 256, "cnn3d": 128}

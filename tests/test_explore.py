@@ -18,18 +18,17 @@ import yaml
 from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from test_pages import BROWSER, QUIET
 from traitlets.config import Config
 
-from hw2.answers import answers, cell_videos, first_cell, neighbours
-from hw2.canvas import Matrix
-from hw2.core import ROOT
-from hw2.data import read_classes, read_manifest, write_manifest
-from hw2.explore import videos_page
-from hw2.report import run_matrix
-from hw2.store import load
-from hw2.video import decode, probe, write_video
-
-from test_pages import BROWSER, QUIET
+from hw2.core.files import ROOT
+from hw2.data.dataset import read_classes, read_manifest, write_manifest
+from hw2.data.video import decode, probe, write_video
+from hw2.explorer.explorer import videos_page
+from hw2.explorer.matrix_widget import Matrix
+from hw2.run.predictions import answers, cell_videos, first_cell, neighbours
+from hw2.run.record import load
+from hw2.run.run import run_matrix
 
 NOTEBOOK = ROOT/"nbs/experiments/explore.ipynb"
 OLD = 3  # the class whose videos are MPEG-4 in .avi

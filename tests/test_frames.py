@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw2.playable import as_mp4
-from hw2.video import Video, VideoError, clip_times, decode, frame_times, probe, read_frames, shown
+from hw2.data.video import Video, VideoError, clip_times, decode, frame_times, probe, read_frames, shown
+from hw2.explorer.browser_video import as_mp4
 
 RATE = 25
 HEIGHT, WIDTH = 96, 128

@@ -14,17 +14,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-
-from hw2.store import PART
-
 from traces import lasting, parts_of, record
+
+from hw2.extraction.store import PART
 
 SILENT = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
 
 
 def started(arguments: list[str], home: Path, **how) -> psutil.Popen:
     "`hw2 ...` in a session of its own, as a terminal starts it."
-    return psutil.Popen([sys.executable, "-m", "hw2.cli", *arguments], cwd=home, start_new_session=True, **(SILENT | how))
+    return psutil.Popen([sys.executable, "-m", "hw2.run.cli", *arguments], cwd=home, start_new_session=True, **(SILENT | how))
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:

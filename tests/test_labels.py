@@ -12,11 +12,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hw2.core import write_csv
-from hw2.data import (COLUMNS, from_course, from_csv, from_folders, label_notes, near_paths, parts, read_classes, read_dataset, read_manifest, split_manifest,
-                      split_notes, write_classes, write_manifest)
-from hw2.labels import DataError, difference, look_alikes, look_of
-from hw2.report import read_result
+from hw2.core.files import write_csv
+from hw2.data.dataset import (
+    COLUMNS,
+    from_course,
+    from_csv,
+    from_folders,
+    label_notes,
+    near_paths,
+    parts,
+    read_classes,
+    read_dataset,
+    read_manifest,
+    split_manifest,
+    split_notes,
+    write_classes,
+    write_manifest,
+)
+from hw2.data.labels import DataError, difference, look_alikes, look_of
+from hw2.run.run import read_result
 
 GOOD = {"cls_map": "Label,Category\n0,cat\n1,dog\n", "train_val": "Id,Category\nv0,0\nv1,0\nv2,1\nv3,1\n", "test_for_students": "Id,Category\nv4,\n"}
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from hw2.data import Dataset, split_manifest
-from hw2.doctor import Examined, Look, look, nearly_twice, twice
-from hw2.leaks import background, near_duplicates
-from hw2.video import decode, probe, write_video
+from hw2.data.dataset import Dataset, split_manifest
+from hw2.data.near_duplicates import background, near_duplicates
+from hw2.data.video import decode, probe, write_video
+from hw2.run.doctor import Examined, Look, look, nearly_twice, twice
 
 WEIZMANN = Path(__file__).resolve().parents[2]/"shared/data/weizmann"
 

@@ -16,10 +16,10 @@ import yaml
 from nbclient import NotebookClient
 from traitlets.config import Config
 
-from hw2.core import ROOT
-from hw2.run import DEFAULTS, PARAMETERS, read_params
+from hw2.core.files import ROOT
+from hw2.core.params import DEFAULTS, PARAMETERS, read_params
 
-LIBRARY = sorted((ROOT/"nbs").glob("[0-9]*.ipynb"))
+LIBRARY = sorted(p for p in (ROOT/"nbs").glob("*/*.ipynb") if p.parent.name != "experiments")
 EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
 PARAMS = sorted(p for p in (ROOT/"nbs/experiments/params").glob("*.yaml") if p.stem != "ablation")  # which is a sweep: test_ablation.py reads it
 LEFTOVERS = {"__pycache__", ".ipynb_checkpoints"}
@@ -31,14 +31,20 @@ def stem(path: Path) -> str:
     return path.stem
 
 
+def module(path: Path) -> str:
+    "The module that a library notebook is to export: `nbs/2_features/21_sift.ipynb` is `features.sift`."
+    return f"{path.parent.name.split('_', 1)[-1]}.{path.stem.split('_', 1)[1]}"
+
+
 def code_cells(path: Path) -> list:
     "The notebook's code cells."
     return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
 
 
-def syntax(path: Path) -> ast.Module:
-    "All code of the notebook as one tree."
-    return ast.parse("\n".join(line for c in code_cells(path) for line in c.source.splitlines() if not line.lstrip().startswith(("%", "!"))))
+def syntax(path: Path, exported: bool = False) -> ast.Module:
+    "All code of the notebook, or what it exports, as one tree."
+    sources = [c.source for c in code_cells(path) if c.source.startswith("#| export") or not exported]
+    return ast.parse("\n".join(line for source in sources for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))))
 
 
 def parameters_cell(path: Path) -> dict:
@@ -103,17 +109,42 @@ def test_export_is_in_sync(tmp_path):
 
 def test_every_notebook_has_its_own_module_and_every_module_its_notebook():
     exports = [line.split()[-1] for path in LIBRARY for c in code_cells(path) for line in c.source.splitlines() if line.startswith("#| default_exp")]
-    assert exports == [path.stem.split("_", 1)[1] for path in LIBRARY]
+    assert exports == [module(path) for path in LIBRARY]
     assert len(set(exports)) == len(exports)
-    assert {p.stem for p in (ROOT/"hw2").glob("*.py")} - {"__init__", "_modidx"} == set(exports)
+    there = {".".join(p.relative_to(ROOT/"hw2").with_suffix("").parts) for p in (ROOT/"hw2").rglob("*.py") if p.stem not in {"__init__", "_modidx"}}
+    assert there == set(exports)
+
+
+STORY = ["core", "data", "features", "extraction", "evaluation", "classifier", "report", "run"]  # each may import the ones before it
+ASIDE = {"demo": {"core", "data"}, "pretraining": {"core", "features", "extraction", "demo"}, "explorer": set(STORY), "ablation": set(STORY),
+         "benchmark": {*STORY, "demo"}}  # nothing imports these
+MAY_IMPORT = {wing: set(STORY[:i]) for i, wing in enumerate(STORY)} | ASIDE
+for asked in ("data", "run"): MAY_IMPORT[asked] |= {"demo"}  # where `data: demo` asks for it
+
+
+def imported(tree: ast.AST) -> set[str]:
+    "The modules of the package that code imports, those inside functions included; `hw2` itself, or a name that is no module, is an error."
+    from_hw2 = [(n.module.removeprefix("hw2").lstrip("."), [a.name for a in n.names]) for n in ast.walk(tree)
+                if isinstance(n, ast.ImportFrom) and n.module and n.module.split(".")[0] == "hw2"]
+    assert not any(isinstance(n, ast.ImportFrom) and n.level for n in ast.walk(tree)), "notebooks import `hw2.wing.module`"
+    whole = {a.name.removeprefix("hw2.") for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names if a.name.split(".")[0] == "hw2"}
+    found = {m if "." in m else f"{m}.{name}".strip(".") for m, names in from_hw2 for name in names} | whole
+    assert found <= {module(p) for p in LIBRARY}, found
+    return found
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=stem)
-def test_imports_come_from_lower_numbers(path):
-    number = {module: number for number, module in (p.stem.split("_", 1) for p in LIBRARY)}  # 02 comes before 02b, and that before 03
-    used = {n.module.removeprefix("hw2.") for n in ast.walk(syntax(path)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("hw2.")}
-    own = path.stem.split("_", 1)[1]  # an example may import its own module: processes cannot find what a notebook defines
-    assert {name for name in used - {own} if number[name] >= path.stem.split("_")[0]} == set()
+def test_a_wing_imports_what_it_may(path):
+    wing = module(path).split(".")[0]
+    strangers = lambda exported, *more: {m for m in imported(syntax(path, exported)) if m.split(".")[0] not in {wing, *MAY_IMPORT[wing], *more}}
+    assert strangers(True) == set() and strangers(False, "demo") == set()  # what shows and checks may take the demo's videos
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)
+def test_within_a_wing_imports_come_from_lower_numbers(path):
+    wing, own = module(path).split(".")[0], module(path)
+    number = {module(p): int(p.stem.split("_")[0]) for p in LIBRARY}
+    assert {m for m in imported(syntax(path)) - {own} if m.split(".")[0] == wing and number[m] >= number[own]} == set()
 
 
 def test_no_star_imports():

@@ -13,20 +13,20 @@ import torch
 from sklearn import metrics as reference
 from threadpoolctl import threadpool_limits
 
-from hw2.backbone import Backbone
-from hw2.cnn import FrameEmbeddings
-from hw2.cnn3d import ClipEmbeddings
-from hw2.core import ROOT
-from hw2.data import split_manifest, write_manifest, read_manifest
-from hw2.demo import CODING, FPS, REVERSALS, draw
-from hw2.metrics import as_printed, confusion, counts, extremes, per_class, top_k
-from hw2.mlp import fit, fit_seeds, mlp, probabilities, synthetic
-from hw2.run import check_params
-from hw2.sift import BagOfWords, Descriptors, Vocabulary, nearest
-from hw2.sprites import PARTS
-from hw2.store import Units
-from hw2.train import train_feature
-from hw2.video import clip_times, frame_times, probe, read_frames, shown, write_video
+from hw2.classifier.mlp import fit, fit_seeds, mlp, probabilities, synthetic
+from hw2.classifier.train import train_feature
+from hw2.core.files import ROOT
+from hw2.core.params import check_params
+from hw2.data.dataset import read_manifest, split_manifest, write_manifest
+from hw2.data.video import clip_times, frame_times, probe, read_frames, shown, write_video
+from hw2.demo.sprites import PARTS
+from hw2.demo.videos import CODING, FPS, REVERSALS, draw
+from hw2.evaluation.metrics import as_printed, confusion, counts, extremes, per_class, top_k
+from hw2.extraction.store import Units
+from hw2.features.backbone import Backbone
+from hw2.features.clips import ClipEmbeddings
+from hw2.features.frames import FrameEmbeddings
+from hw2.features.sift import BagOfWords, Descriptors, Vocabulary, nearest
 
 SHARED = ROOT.parent/"shared"
 LOSSLESS = {"qp": "0", "g": "1", "preset": "ultrafast"}
@@ -259,10 +259,10 @@ def test_probing_counts_what_a_full_decode_finds():
 MEMORY = """
 import resource, sys, tempfile
 import numpy as np
-from hw2.backbone import Backbone
-from hw2.cnn import FrameEmbeddings
-from hw2.prepare import prepare_video
-from hw2.video import write_video
+from hw2.features.backbone import Backbone
+from hw2.features.frames import FrameEmbeddings
+from hw2.extraction.decode import prepare_video
+from hw2.data.video import write_video
 pictures = np.random.default_rng(0).integers(0, 256, (7, 240, 320, 3), np.uint8)
 extractor = FrameEmbeddings(Backbone("convnext_mini", "random"), fps=10)
 with tempfile.TemporaryDirectory() as folder:

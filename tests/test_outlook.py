@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from hw2.cli import EXPERIMENTS, execute
-from hw2.data import from_folders, read_manifest, split_manifest
-from hw2.run import check_params
-from hw2.video import write_video
+from hw2.core.params import check_params
+from hw2.data.dataset import from_folders, read_manifest, split_manifest
+from hw2.data.video import write_video
+from hw2.run.cli import EXPERIMENTS, execute
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from hw2.cli import app
-from hw2.core import file_hash
-from hw2.data import read_classes
-from hw2.run import RunError
-from hw2.train import done_in, predict
+from hw2.core.files import file_hash
+from hw2.data.dataset import read_classes
+from hw2.run.cli import app
+from hw2.run.predict import predict
+from hw2.run.record import RunError, done_in
 
 OUTCOMES = {"sift": "sift", "cnn": "cnn (untrained)", "cnn3d": "cnn3d", "early": "early fusion (untrained)", "late": "late fusion (untrained)"}
 

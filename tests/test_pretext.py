@@ -7,46 +7,49 @@ import subprocess
 import sys
 
 import cv2
+import hw2.pretraining.clips
+import hw2.pretraining.frames
+import hw2.pretraining.training
+import hw2.pretraining.shapes
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import hw2.clips
-import hw2.frames
-import hw2.pretext
-import hw2.shapes
-from hw2.backbone import Backbone, embed
-from hw2.cli import execute
-from hw2.clips import ACTORS, CLIP_QUESTIONS, HAPPENS, backwards, happens
-from hw2.core import ROOT
-from hw2.demo import CLASSES
-from hw2.frames import FORMS, FRAME_QUESTIONS
-from hw2.networks import WeightsError
-from hw2.pretext import RECIPES, Clips, Stills
-from hw2.pretrained import WEIGHTS
-from hw2.sprites import CREDITS, SPLITS, photograph, region
+from hw2.core.files import ROOT
+from hw2.demo.sprites import CREDITS, SPLITS, photograph, region
+from hw2.demo.videos import CLASSES
+from hw2.features.backbone import Backbone, embed
+from hw2.features.networks import WeightsError
+from hw2.features.weights import WEIGHTS
+from hw2.pretraining.clips import ACTORS, CLIP_QUESTIONS, HAPPENS, backwards, happens
+from hw2.pretraining.frames import FORMS, FRAME_QUESTIONS
+from hw2.pretraining.training import RECIPES, Clips, Stills
+from hw2.run.cli import execute
 
 DRAWING = {"CREDITS", "photograph", "region", "levels", "Put", "paste"}  # what the demo and the pretext share: photographs by name, and the pasting of sprites
 
 
-def test_the_demo_is_not_even_imported():
-    subprocess.run([sys.executable, "-c", "import sys, hw2.pretext; assert 'hw2.demo' not in sys.modules"], check=True)
+def test_of_the_demo_only_the_sprites_are_imported():
+    look = "import sys, hw2.pretraining.training; print(*(m for m in sys.modules if m.startswith('hw2.demo.')))"
+    assert subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True).stdout.split() == ["hw2.demo.sprites"]
 
 
-@pytest.mark.parametrize("module", [hw2.shapes, hw2.clips, hw2.frames, hw2.pretext])
+@pytest.mark.parametrize("module", [hw2.pretraining.shapes, hw2.pretraining.clips, hw2.pretraining.frames, hw2.pretraining.training])
 def test_of_the_demos_drawing_only_the_pasting_is_used(module):
-    froms = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.ImportFrom) and n.module in {"sprites", "demo"}]
-    assert {a.name for n in froms for a in n.names} <= DRAWING
-    assert {n.module for n in froms} <= {"sprites"}
+    tree = ast.parse(inspect.getsource(module))
+    froms = [(n.module, {a.name for a in n.names}) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 2 and n.module.split(".")[0] == "demo"]
+    assert not any("demo" in a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names)
+    assert {m for m, _ in froms} <= {"demo.sprites"} and {name for _, names in froms for name in names} <= DRAWING
+    assert froms or module not in {hw2.pretraining.shapes, hw2.pretraining.clips, hw2.pretraining.frames}  # what is looked for is there to be found
 
 
 @pytest.mark.parametrize("name", CREDITS.photograph)
 def test_no_pixel_of_a_photograph_is_shown_in_both(name, monkeypatch):
     shape, asked = photograph(name).shape[:2], []
-    monkeypatch.setattr(hw2.shapes, "region", lambda *a: asked.append(a) or region(*a))
-    hw2.shapes.texture(np.random.default_rng(0), name, 20, 20)
+    monkeypatch.setattr(hw2.pretraining.shapes, "region", lambda *a: asked.append(a) or region(*a))
+    hw2.pretraining.shapes.texture(np.random.default_rng(0), name, 20, 20)
     assert asked == [(name, "pretext")]
     shown = {part: np.zeros(shape, bool) for part in (*SPLITS, "pretext")}
     for part, mask in shown.items():
@@ -58,7 +61,7 @@ def test_no_pixel_of_a_photograph_is_shown_in_both(name, monkeypatch):
 def test_no_generator_of_the_demos_is_used():
     "A list of numbers is padded with zeros, so that [0, 1, 2] and [0, 1, 2, 0] are one seed: lists would collide."
     demo = {np.random.default_rng([s, split, k, i]).integers(2**63) for s in range(2) for split in range(3) for k in range(len(CLASSES)) for i in range(40)}
-    pretext = {hw2.pretext._generator(s, world, i).integers(2**63) for s in range(2) for world in (1, 2) for i in range(2000)}
+    pretext = {hw2.pretraining.training._generator(s, world, i).integers(2**63) for s in range(2) for world in (1, 2) for i in range(2000)}
     assert len(demo) == 2 * 3 * 15 * 40 and len(pretext) == 8000 and not demo & pretext
     assert np.random.default_rng([0, 1, 2]).integers(2**63) in demo  # this check can fail
 

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw2.figures import save_figure
-from hw2.maps import laid_out, plot_map, plot_recalls, plot_seeds, recalls_by_feature
-from hw2.scenes import plot_strips, save_photos, sheet_plan
+from hw2.report.maps import laid_out, plot_map, plot_recalls, plot_seeds, recalls_by_feature
+from hw2.report.photos import plot_strips, save_photos, sheet_plan
+from hw2.report.plots import save_figure
 
 ALL = """
 import sys
 from pathlib import Path
-from hw2.album import write_confused, write_contact_sheet, write_keypoints, write_map, write_recall, write_seeds, write_words
+from hw2.run.gallery import write_confused, write_contact_sheet, write_keypoints, write_map, write_recall, write_seeds, write_words
 run = Path(sys.argv[1])
 for write in (write_contact_sheet, write_keypoints, write_words, write_recall, write_seeds): assert write(run), write
 for feature in ("sift", "cnn", "cnn3d"): assert write_map(run, feature) and write_confused(run, feature)

@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 from traitlets.config import Config
 
-from hw2.core import ROOT
+from hw2.core.files import ROOT
 
 TUTORIAL = ROOT/"nbs/tutorial.ipynb"
 QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})

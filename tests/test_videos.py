@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 from hw2 import workers
-from hw2.data import Dataset, from_csv, from_folders, hash_contents, split_manifest
-from hw2.extract import extract, stores_of
-from hw2.run import check_params
-from hw2.store import Units, read_units
-from hw2.trials import fresh
-from hw2.video import VideoError, decode, probe
+from hw2.benchmark.workloads import fresh
+from hw2.core.params import check_params
+from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents, split_manifest
+from hw2.data.video import VideoError, decode, probe
+from hw2.extraction.extract import extract, stores_of
+from hw2.extraction.store import Units, read_units
 
 MINI = {"fps": 2, "clip_fps": 8, "n_clips": 1, "cnn_backbone": "convnext_mini", "cnn_weights": "bundled", "cnn3d_backbone": "r2plus1d_mini",
         "cnn3d_weights": "bundled", "device": "cpu", "workers": 2}
@@ -312,7 +312,7 @@ def test_a_part_that_another_run_completed_is_not_spoiled(spoiled_decoder, monke
     extracted(spoiled_decoder, table, features=["sift"])
     before = {p: p.read_bytes() for p in (spoiled_decoder/"cache").glob("*/part-*.parquet")}
     (spoiled_decoder/"sitecustomize.py").write_text(SPOIL)
-    monkeypatch.setattr("hw2.extract.lacking", lambda manifest, stores: [(manifest, list(stores))])
+    monkeypatch.setattr("hw2.extraction.extract.lacking", lambda manifest, stores: [(manifest, list(stores))])
     _, skipped, _ = extracted(spoiled_decoder, table, features=["sift"])
     assert {p: p.read_bytes() for p in before} == before and len(skipped) == 0
 

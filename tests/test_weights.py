@@ -12,6 +12,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hw2.features.backbone
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,15 +20,14 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-import hw2.backbone
-from hw2.backbone import Backbone, built_once, embed, needed_for
-from hw2.checkpoint import chosen
-from hw2.data import COLUMNS, split_manifest
-from hw2.networks import WeightsError, build
-from hw2.pretrained import load_weights, preprocessing, weights_file
-from hw2.run import check_params
-from hw2.store import Units
-from hw2.train import FeatureError, train_feature
+from hw2.classifier.train import FeatureError, train_feature
+from hw2.core.params import check_params
+from hw2.data.dataset import COLUMNS, split_manifest
+from hw2.extraction.store import Units
+from hw2.features.backbone import Backbone, built_once, embed, needed_for
+from hw2.features.checkpoint import chosen
+from hw2.features.networks import WeightsError, build
+from hw2.features.weights import load_weights, preprocessing, weights_file
 
 NET, HEAD = "r2plus1d_mini", ("fc.weight", "fc.bias")
 CLIP = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 64, 80), np.uint8)
@@ -172,9 +172,9 @@ REFUSED = {  # a file's name: its bytes from the state, and what the line says
     "half old.pth": (lambda s: pickled(s, _use_new_zipfile_serialization=False)[:100_000], "is cut off"),
     "half.safetensors": (lambda s: save(s)[:100_000], "is cut off: its header promises"),
     "header.safetensors": (lambda s: save(s)[:100], "is cut off: its header promises"),
-    "whole.pt": (lambda s: pickled(build(NET)), "is a whole pickled network (hw2.networks.R2Plus1DMini)"),
-    "whole old.pth": (lambda s: pickled(build(NET), _use_new_zipfile_serialization=False), "is a whole pickled network (hw2.networks.R2Plus1DMini)"),
-    "yolo.pt": (lambda s: pickled({"model": build(NET), "epoch": 1}), "holds more than tensors (hw2.networks.R2Plus1DMini"),
+    "whole.pt": (lambda s: pickled(build(NET)), "is a whole pickled network (hw2.features.networks.R2Plus1DMini)"),
+    "whole old.pth": (lambda s: pickled(build(NET), _use_new_zipfile_serialization=False), "is a whole pickled network (hw2.features.networks.R2Plus1DMini)"),
+    "yolo.pt": (lambda s: pickled({"model": build(NET), "epoch": 1}), "holds more than tensors (hw2.features.networks.R2Plus1DMini"),
     "hparams.ckpt": (lambda s: pickled({"state_dict": s, "pytorch-lightning_version": "2.4", "hyper_parameters": Own()}),
                      "is a Lightning checkpoint that holds more than tensors ("),
     "own.pth": (lambda s: pickled({"state_dict": s, "own": Own()}), "is a pickle that holds more than tensors ("),
@@ -337,7 +337,7 @@ def test_threads_build_one_network_once(monkeypatch):
         building -= 1
         return build(name, **size)
 
-    monkeypatch.setattr(hw2.backbone, "build", slowly)
+    monkeypatch.setattr(hw2.features.backbone, "build", slowly)
     backbones, barrier = [Backbone(NET, "random", batch=1), Backbone(NET, "random", batch=1)], threading.Barrier(6)
 
     def use(i):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hw2.core import file_hash
+from hw2.core.files import file_hash
 
 VARIES = {"report.html", "run.json", "params.yaml"}  # with the notebooks: what times and paths are written to
 
