@@ -10,13 +10,13 @@ import yaml
 from conftest import DEMO
 from traces import lasting, parts_of, record
 
-from hw2.ablation.ablation import planned, read_sweep, settings
+from hw2.ablation.ablation import planned_runs, read_ablation, settings
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import ParameterError, read_params
 from hw2.data.dataset import read_classes, read_manifest
 from hw2.extraction.extract import stores_of
-from hw2.extraction.store import PART, read_units
+from hw2.extraction.store import CHUNK, read_units
 from hw2.run.cli import NotebookError, execute
 
 ABLATION = ROOT/"nbs/experiments/ablation.ipynb"
@@ -71,7 +71,7 @@ def test_the_base_given_again_is_not_trained_twice(swept):
 
 
 def test_no_part_is_extracted_twice(swept):
-    assert len(parts_of(swept.cache)) == 2 * -(-105 // PART)  # of SIFT and of the thumbnails
+    assert len(parts_of(swept.cache)) == 2 * -(-105 // CHUNK)  # of SIFT and of the thumbnails
     assert record(swept.runs/"words-8")["stages"]["extract"]["extracted"] == 0
 
 
@@ -95,12 +95,12 @@ def test_a_setting_is_the_run_that_its_parameters_make(swept, tmp_path):
 
 
 def test_only_what_a_value_makes_different_is_trained():
-    sweep = read_sweep(COMMITTED)
+    sweep = read_ablation(COMMITTED)
     new = {s.run: s.new for s in settings(sweep)}
     assert new["base"] == [] and new["words-64"] == ["sift"] and new["fps-2"] == ["sift", "cnn"] and new["clips-two_of_1_s"] == ["cnn3d"]
     assert new["backbone-untrained"] == ["cnn", "cnn3d"] and new["lr-0.001"] == ["sift", "cnn", "cnn3d"]
-    assert planned(sweep)["base"] == read_params(DEMO, {"seeds": [0, 1, 2, 3, 4]})
-    assert len(planned(sweep)) == len(settings(sweep)) - len(sweep.factors) + 1
+    assert planned_runs(sweep)["base"] == read_params(DEMO, {"seeds": [0, 1, 2, 3, 4]})
+    assert len(planned_runs(sweep)) == len(settings(sweep)) - len(sweep.factors) + 1
 
 
 @pytest.mark.parametrize("factors, says", [
@@ -114,7 +114,7 @@ def test_only_what_a_value_makes_different_is_trained():
 def test_a_bad_file_is_refused_in_one_line(factors, says, tmp_path):
     file = tmp_path/"bad.yaml"
     file.write_text(yaml.safe_dump({"base": [str(DEMO), {"features": ["sift"]}], "factors": factors}))
-    with pytest.raises(ParameterError) as error: read_sweep(file)
+    with pytest.raises(ParameterError) as error: read_ablation(file)
     assert str(error.value).startswith(f"{file}: {says}") and "\n" not in str(error.value)
 
 

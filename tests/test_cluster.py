@@ -18,7 +18,7 @@ from hw2.data.dataset import Dataset
 from hw2.data.source import dataset_of
 from hw2.extraction.cluster import ClusterError, cluster_client, on_cluster
 from hw2.extraction.extract import extract, stores_of
-from hw2.extraction.store import Units, chunks, read_part, read_units
+from hw2.extraction.store import Units, chunks, read_chunk, read_units
 from hw2.run.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:distributed")
@@ -86,7 +86,7 @@ def test_a_cluster_tries_again_what_was_given_up(videos, here):
     extract(dataset, params)
     store = stores_of(params)["sift"][1]
     contents = chunks(dataset.manifest)[0]["content"]
-    before, units = store.path(contents).read_bytes(), read_part(store.path(contents))
+    before, units = store.path(contents).read_bytes(), read_chunk(store.path(contents))
     units[3] = Units(units[3].content, error="given up after 300 s")
     store.keep(contents, units)
     assert len(extract(dataset, params | {"scheduler": "local:2"})) == 2 and store.path(contents).read_bytes() == before

@@ -32,9 +32,9 @@ from hw2.core.params import PARAMETERS, read_params
 from hw2.data.source import dataset_of
 from hw2.demo.videos import CLASSES
 from hw2.extraction.extract import extract, stores_of
-from hw2.extraction.store import PART, read_units
+from hw2.extraction.store import CHUNK, read_units
 from hw2.run.cli import app
-from hw2.run.record import load
+from hw2.run.results import load
 
 EXPERIMENTS = ROOT/"nbs/experiments"
 FEATURES = {"sift": 128, "cnn": 256, "cnn3d": 128}
@@ -301,7 +301,7 @@ def later(tiny_run, folders, command):
 def test_a_second_run_reuses_every_feature(tiny_run, later):
     done = later["again"].result()
     assert done.returncode == 0, done.stderr
-    assert len(later["parts"]) == 4 * -(-105 // PART)  # of three features and of the thumbnails
+    assert len(later["parts"]) == 4 * -(-105 // CHUNK)  # of three features and of the thumbnails
     assert parts_of(tiny_run.home/"cache").items() >= later["parts"].items()
     assert record(tiny_run.folder)["stages"]["extract"]["extracted"] == 0
     assert lasting(tiny_run.folder) == later["files"]

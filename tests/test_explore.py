@@ -25,9 +25,9 @@ from hw2.core.files import ROOT
 from hw2.data.dataset import read_classes, read_manifest, write_manifest
 from hw2.data.video import decode, probe, write_video
 from hw2.explorer.explorer import videos_page
-from hw2.explorer.matrix_widget import Matrix
-from hw2.run.predictions import answers, cell_videos, first_cell, neighbours
-from hw2.run.record import load
+from hw2.explorer.matrix_widget import MatrixWidget
+from hw2.run.predictions import all_predictions, cell_videos, first_cell, neighbours
+from hw2.run.results import load
 from hw2.run.run import run_matrix
 
 NOTEBOOK = ROOT/"nbs/experiments/explore.ipynb"
@@ -71,7 +71,7 @@ def notebook_for(run: Path) -> nbformat.NotebookNode:
 
 @pytest.mark.parametrize("feature", ["sift", "cnn", "cnn3d"])
 def test_every_cell_holds_the_videos_that_the_matrix_counts(feature, run):
-    told, given = answers(run), pd.read_csv(run/feature/"predictions.csv").set_index("id")
+    told, given = all_predictions(run), pd.read_csv(run/feature/"predictions.csv").set_index("id")
     assert len(told) == 45
     for split in ("val", "test"):
         cells = {(i, j): cell_videos(told, feature, i, j, split) for i in range(15) for j in range(15)}
@@ -94,7 +94,7 @@ def test_neighbours_are_those_that_brute_force_finds(feature, run):
 
 
 def test_a_video_that_vanished_and_one_that_is_damaged_cost_themselves_only(run):
-    told = answers(run)
+    told = all_predictions(run)
     three = told[(told["split"] == "val") & (told["label"] != OLD)].iloc[:3]
     paths, root = three["path"].tolist(), run.parents[1]/"set"
     before = [(root/p).read_bytes() for p in paths]
@@ -188,7 +188,7 @@ def answers_at(url: str) -> bool:
 
 def place_of(run: Path, feature: str, cell: tuple[int, int]) -> tuple[float, float]:
     "Where in the canvas a cell is, as shares of its width and height from the upper left corner."
-    matrix, C = Matrix(print), run_matrix(run, feature)
+    matrix, C = MatrixWidget(print), run_matrix(run, feature)
     matrix.draw(C, read_classes(run/"classes.csv"), f"{feature}: {C.sum()} validation videos · top-1 {np.trace(C) / C.sum():.3f}")
     matrix.canvas.draw()
     x, y = matrix.axes.transData.transform((cell[1] + .5, cell[0] + .5)) / matrix.figure.bbox.size

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw2.data.video import Video, VideoError, clip_times, decode, frame_times, probe, read_frames, shown
+from hw2.data.video import Video, VideoError, clip_times, decode, frame_times, frames_at, probe, read_frames
 from hw2.explorer.browser_video import as_mp4
 
 RATE = 25
@@ -141,7 +141,7 @@ def test_as_frames_as_clips_and_in_the_browser(suffix, codec, options, tmp_path)
     video = probe(path)
     for times in (frame_times(video.duration, 6), clip_times(video.duration, 3, 15)):
         seen = [number(rgb) for rgb in read_frames(path, times).reshape(-1, HEIGHT, WIDTH, 3)]
-        assert seen == shown(video, times).ravel().tolist()
+        assert seen == frames_at(video, times).ravel().tolist()
         assert all((np.diff(row) >= 0).all() for row in np.reshape(seen, times.shape))
     with av.open(io.BytesIO(as_mp4(video))) as played: assert [number(f.to_ndarray(format="rgb24")) for f in played.decode(video=0)] == list(range(50))
 
@@ -515,7 +515,7 @@ videos = st.lists(st.floats(.005, 2), min_size=1, max_size=60).map(
 @given(videos, st.floats(.1, 60))
 def test_frames_are_on_show_when_they_are_asked_for(video, fps):
     t = frame_times(video.duration, fps)
-    at = shown(video, t)
+    at = frames_at(video, t)
     assert len(t) == max(1, round(video.duration * fps)) and (np.diff(at.ravel()) >= 0).all()
     ends = np.append(video.times[1:], video.duration)
     assert (video.times[at] <= t + 1e-3).all() and (ends[at] >= t - 1e-3).all()
@@ -535,6 +535,6 @@ def test_backwards_the_same_frames_backwards(n, rate, fps):
     "But for the frame in the exact middle of an even number."
     video = Video("", 8, 8, np.arange(n) / rate, n / rate, None)
     t = frame_times(video.duration, fps)
-    at, back = shown(video, t).ravel(), shown(video, video.duration - t).ravel()
+    at, back = frames_at(video, t).ravel(), frames_at(video, video.duration - t).ravel()
     middle = np.abs(t.ravel() - video.duration / 2) < 2e-3
     assert (at + back == n - 1)[~middle].all()

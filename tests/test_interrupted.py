@@ -16,7 +16,7 @@ import psutil
 import pytest
 from traces import lasting, parts_of, record
 
-from hw2.extraction.store import PART
+from hw2.extraction.store import CHUNK
 
 SILENT = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
 
@@ -62,7 +62,7 @@ def assert_equal(home: Path, name: str, cache: str, tiny_run) -> None:
     "The run left what the undisturbed one left, and so did its cache."
     assert lasting(home/"runs"/name) == lasting(tiny_run.folder)
     found = parts_of(home/cache)
-    assert len(found) == 4 * -(-105 // PART)  # of three features and of the thumbnails
+    assert len(found) == 4 * -(-105 // CHUNK)  # of three features and of the thumbnails
     assert [n for n in found if not filecmp.cmp(tiny_run.home/"cache"/n, home/cache/n, shallow=False)] == []
 
 

@@ -18,18 +18,15 @@ from hw2.data.dataset import (
     from_course,
     from_csv,
     from_folders,
-    label_notes,
-    near_paths,
-    parts,
     read_classes,
     read_dataset,
     read_manifest,
-    split_manifest,
-    split_notes,
+    similar_paths,
     write_classes,
     write_manifest,
 )
-from hw2.data.labels import DataError, difference, look_alikes, look_of
+from hw2.data.labels import DataError, difference, look_alikes, skeleton
+from hw2.data.split import cv_splits, label_notes, split_manifest, split_notes
 from hw2.run.run import read_result
 
 GOOD = {"cls_map": "Label,Category\n0,cat\n1,dog\n", "train_val": "Id,Category\nv0,0\nv1,0\nv2,1\nv3,1\n", "test_for_students": "Id,Category\nv4,\n"}
@@ -154,9 +151,9 @@ def test_fewer_than_two_classes(tmp_path):
 
 def test_a_class_without_a_training_video(tmp_path):
     dataset = read_dataset(table(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,val\n"), "csv")
-    with pytest.raises(DataError, match="no training video for class y"): parts(split_manifest(dataset.manifest), dataset.classes)
+    with pytest.raises(DataError, match="no training video for class y"): cv_splits(split_manifest(dataset.manifest), dataset.classes)
     dataset = read_dataset(table(tmp_path, "path,label,group\na.mp4,x,1\nb.mp4,x,2\nc.mp4,y,1\n"), "csv")
-    with pytest.raises(DataError, match="no training video in fold 0 for class y"): parts(split_manifest(dataset.manifest, folds="group"), dataset.classes)
+    with pytest.raises(DataError, match="no training video in fold 0 for class y"): cv_splits(split_manifest(dataset.manifest, folds="group"), dataset.classes)
 
 
 @pytest.mark.parametrize("folds, words", [("group", "at least two groups"), (3, "smallest class has 2 videos")])
@@ -248,8 +245,8 @@ def test_a_split_takes_every_row_once_and_no_group_apart(rows, seed, grouped, fo
 @TABLES
 @given(TEXT, TEXT)
 def test_what_looks_alike_is_named_and_nothing_else(a, b):
-    assert bool(difference(a, b)) == (a != b and look_of(a) == look_of(b)) and difference(a, b) == difference(b, a)
-    assert look_alikes([a, a + " "])[0][2] == "spaces" if look_of(a).strip() else True
+    assert bool(difference(a, b)) == (a != b and skeleton(a) == skeleton(b)) and difference(a, b) == difference(b, a)
+    assert look_alikes([a, a + " "])[0][2] == "spaces" if skeleton(a).strip() else True
 
 
 # Sets as other programs leave them
@@ -322,7 +319,7 @@ def test_a_table_without_rows(tmp_path):
 def test_a_path_that_is_nearly_right(tmp_path):
     (tmp_path/"set").mkdir()
     for name in [unicodedata.normalize("NFD", "vidéo.mp4"), "b.mp4", "c.mp4", "C.mp4"]: (tmp_path/"set"/name).touch()
-    near = near_paths(tmp_path, ["set/vidéo.mp4", "set /b.mp4", "Set/c.mp4", "set/d.mp4", "set/cc.mp4", "none/b.mp4", "set/ c.mp4"])
+    near = similar_paths(tmp_path, ["set/vidéo.mp4", "set /b.mp4", "Set/c.mp4", "set/d.mp4", "set/cc.mp4", "none/b.mp4", "set/ c.mp4"])
     assert near == {"set/vidéo.mp4": f"did you mean {unicodedata.normalize('NFD', 'set/vidéo.mp4')!r}? It differs by how accents are composed (NFC, NFD)",
                     "set /b.mp4": "did you mean 'set/b.mp4'? It differs by spaces", "Set/c.mp4": "did you mean 'set/c.mp4'? It differs by capitals"}
 

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from hw2.data.dataset import Dataset, split_manifest
+from hw2.data.dataset import Dataset
 from hw2.data.near_duplicates import background, near_duplicates
+from hw2.data.split import split_manifest
 from hw2.data.video import decode, probe, write_video
 from hw2.run.doctor import Examined, Look, look, nearly_twice, twice
 

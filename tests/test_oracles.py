@@ -17,16 +17,17 @@ from hw2.classifier.mlp import fit, fit_seeds, mlp, probabilities, synthetic
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import check_params
-from hw2.data.dataset import read_manifest, split_manifest, write_manifest
-from hw2.data.video import clip_times, frame_times, probe, read_frames, shown, write_video
+from hw2.data.dataset import read_manifest, write_manifest
+from hw2.data.split import split_manifest
+from hw2.data.video import clip_times, frame_times, frames_at, probe, read_frames, write_video
 from hw2.demo.sprites import PARTS
 from hw2.demo.videos import CODING, FPS, REVERSALS, draw
-from hw2.evaluation.metrics import as_printed, confusion, counts, extremes, per_class, top_k
+from hw2.evaluation.metrics import as_printed, confusion_matrix, counts, hardest_and_easiest, per_class, top_k_accuracy
 from hw2.extraction.store import Units
 from hw2.features.backbone import Backbone
 from hw2.features.clips import ClipEmbeddings
 from hw2.features.frames import FrameEmbeddings
-from hw2.features.sift import BagOfWords, Descriptors, Vocabulary, nearest
+from hw2.features.sift import SIFT, BagOfWords, Vocabulary, nearest_word
 
 SHARED = ROOT.parent/"shared"
 LOSSLESS = {"qp": "0", "g": "1", "preset": "ultrafast"}
@@ -46,7 +47,7 @@ def test_metrics_are_scikit_learns(seed):
     k, n = int(rng.integers(2, 18)), int(rng.integers(1, 400))
     p = rng.dirichlet(np.full(k, 0.3), n)
     y, pred = rng.integers(0, k, n), p.argmax(1)
-    C, labels = confusion(y, pred, k), range(k)
+    C, labels = confusion_matrix(y, pred, k), range(k)
     assert (C == reference.confusion_matrix(y, pred, labels=labels)).all()
     table = per_class(C, [f"class {i}" for i in labels])
     theirs = reference.precision_recall_fscore_support(y, pred, labels=labels, zero_division=0)
@@ -57,8 +58,8 @@ def test_metrics_are_scikit_learns(seed):
     one_against_all = reference.multilabel_confusion_matrix(y, pred, labels=labels)
     assert (np.stack(counts(C), 1) == one_against_all[:, [1, 0, 1, 0], [1, 1, 0, 0]]).all()  # TP, FP, FN, TN
     np.testing.assert_allclose(table["accuracy"][:k].astype(float), [(y_k == p_k).mean() for y_k, p_k in ((y == i, pred == i) for i in labels)])
-    assert top_k(p, y, 1) == pytest.approx(reference.accuracy_score(y, pred)) and top_k(p, y, k) == 1
-    for top in range(2, k): assert top_k(p, y, top) == pytest.approx(reference.top_k_accuracy_score(y, p, k=top, labels=labels))
+    assert top_k_accuracy(p, y, 1) == pytest.approx(reference.accuracy_score(y, pred)) and top_k_accuracy(p, y, k) == 1
+    for top in range(2, k): assert top_k_accuracy(p, y, top) == pytest.approx(reference.top_k_accuracy_score(y, p, k=top, labels=labels))
 
 
 # Features
@@ -72,12 +73,12 @@ def frames(tiny_demo) -> np.ndarray:
 
 
 def test_descriptors_of_real_frames(frames):
-    described = np.stack([Descriptors(32).prepare(f) for f in frames])
+    described = np.stack([SIFT(32).prepare(f) for f in frames])
     assert described.shape == (8, 32, 128) and described.any()
 
 
 def test_bag_of_words_is_the_brute_force_one(frames):
-    video = np.stack([Descriptors(32).prepare(f) for f in frames])
+    video = np.stack([SIFT(32).prepare(f) for f in frames])
     video[3, 20:] = 0  # a frame with fewer keypoints
     video[5] = 0  # a flat frame
     bag = BagOfWords(16).fit([video])
@@ -95,7 +96,7 @@ def test_bag_of_words_is_the_brute_force_one(frames):
 @pytest.mark.parametrize("pool", ["max", "mean"])
 def test_normalised_bags_are_scikit_learns_and_their_products_hellingers_kernel(pool, frames):
     from sklearn.preprocessing import normalize
-    described = np.stack([Descriptors(32).prepare(f) for f in frames])
+    described = np.stack([SIFT(32).prepare(f) for f in frames])
     videos = [described, described[:2], described[5:6], np.zeros_like(described)]  # the last one is flat throughout
     bag = BagOfWords(16, pool).fit(videos)
     plain, l1, hellinger = (BagOfWords(16, pool, norm).load(bag.state()).transform(videos) for norm in ("none", "l1", "hellinger"))
@@ -106,11 +107,11 @@ def test_normalised_bags_are_scikit_learns_and_their_products_hellingers_kernel(
 
 def test_vocabulary_of_few_descriptors_is_scikit_learns_k_means(frames):
     from sklearn.cluster import KMeans
-    descriptors = np.concatenate([Descriptors(32).prepare(f) for f in frames])
+    descriptors = np.concatenate([SIFT(32).prepare(f) for f in frames])
     drawn = descriptors[np.random.default_rng(3).permutation(len(descriptors))].astype(np.float32)  # all of them, in the order in which they are drawn
     with threadpool_limits(1): theirs = KMeans(16, n_init=1, random_state=3).fit(drawn)
     assert np.allclose(Vocabulary(16, seed=3).fit(descriptors).words_, theirs.cluster_centers_)
-    assert (nearest(drawn, theirs.cluster_centers_) == theirs.labels_).all()
+    assert (nearest_word(drawn, theirs.cluster_centers_) == theirs.labels_).all()
 
 
 def blobs(n: int) -> np.ndarray:
@@ -122,7 +123,7 @@ def blobs(n: int) -> np.ndarray:
 def test_a_sampled_vocabulary_costs_little_inertia():
     from sklearn.cluster import KMeans
     descriptors = blobs(20_000)
-    inertia = lambda words: np.square(descriptors - words[nearest(descriptors, words)]).sum(dtype=float)
+    inertia = lambda words: np.square(descriptors - words[nearest_word(descriptors, words)]).sum(dtype=float)
     with threadpool_limits(1): theirs = [inertia(KMeans(20, n_init=1, random_state=s).fit(descriptors.astype(np.float32)).cluster_centers_) for s in range(4)]
     ours = [inertia(Vocabulary(20, seed=s).fit(descriptors).words_) for s in range(4)]
     assert np.mean(ours) < 1.02 * np.mean(theirs)
@@ -181,7 +182,7 @@ def test_a_reversed_video_gives_reversed_frames(n, rate, fps, tmp_path):
         t = t.ravel()
         if n % 2 == 0: t = t[np.abs(t - video.duration / 2) > 2e-3]  # the exact middle between two frames has no mirror image
         if not len(t): continue  # one frame, and that one the middle
-        assert (shown(video, t) == n - 1 - shown(probe(backward), t)[::-1]).all()
+        assert (frames_at(video, t) == n - 1 - frames_at(probe(backward), t)[::-1]).all()
         assert (read_frames(forward, t) == read_frames(backward, t)[::-1]).all()
 
 
@@ -189,7 +190,7 @@ def test_the_frame_shown_is_the_one_whose_time_it_is(tmp_path):
     frames = noise(40)
     video = probe(write_video(tmp_path/"v.mp4", frames, 20, options=LOSSLESS))
     t = np.array([0.0, 0.026, 0.51, 1.333, 1.999])
-    assert shown(video, t).tolist() == [0, 0, 10, 26, 39]
+    assert frames_at(video, t).tolist() == [0, 0, 10, 26, 39]
 
 
 def test_decoded_pixels_are_the_written_ones(tmp_path):
@@ -202,10 +203,10 @@ def test_decoded_pixels_are_the_written_ones(tmp_path):
 def test_clips_of_a_short_video_loop(tmp_path):
     forward, backward = (probe(write_video(tmp_path/f"{i}.mp4", noise(6)[::i], 10, options=LOSSLESS)) for i in (1, -1))  # 0.6 s; a clip lasts 1.6 s
     t = clip_times(forward.duration, 3, 10)
-    at = shown(forward, t)
+    at = frames_at(forward, t)
     assert at.shape == (3, 16) and set(at.ravel()) == set(range(6))
     assert (np.diff(at) % 6 == 1).all()
-    assert (at.ravel() == 5 - shown(backward, t).ravel()[::-1]).all()
+    assert (at.ravel() == 5 - frames_at(backward, t).ravel()[::-1]).all()
 
 
 def test_clips_stay_inside_and_spread():
@@ -293,7 +294,7 @@ def test_a_pair_decodes_to_exact_reversals(one, other, tmp_path):
         video = probe(path)
         seen.append((read_frames(path, video.times + 0.01), read_frames(path, t)))
     assert (seen[0][0] == seen[1][0][::-1]).all() and (seen[0][0] != seen[1][0]).any()
-    words = [np.stack([Descriptors(32).prepare(f) for f in chosen]) for _, chosen in seen]
+    words = [np.stack([SIFT(32).prepare(f) for f in chosen]) for _, chosen in seen]
     bag = BagOfWords(8).fit(words)
     assert (bag.transform(words)[0] == bag.transform(words)[1]).all() and bag.transform(words).any()
 
@@ -453,7 +454,7 @@ def test_published_matrices(feature, right, hardest, easiest):
     C = pd.read_csv(ROOT/f"nbs/experiments/published/{feature}_confusion.csv", index_col="class").to_numpy()
     assert (np.trace(C), C.sum()) == (right, 1500)
     assert C.sum(1).tolist() == [108, 107, 91, 97, 108, 98, 87, 91, 91, 106, 109, 108, 94, 96, 109]
-    assert extremes(C, range(15)) == (hardest, easiest)
+    assert hardest_and_easiest(C, range(15)) == (hardest, easiest)
     committed = ROOT/f"figures/published/{feature}_stats_as_printed.csv"
     assert as_printed(C).reset_index().to_csv(index=False, float_format="%.6f").encode() == committed.read_bytes()
     y, pred = (np.repeat(axis.ravel(), C.ravel()) for axis in np.indices(C.shape))

@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import cv2
-import hw2.pretraining.clips
-import hw2.pretraining.frames
-import hw2.pretraining.training
-import hw2.pretraining.shapes
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import hw2.pretraining.clips
+import hw2.pretraining.frames
+import hw2.pretraining.shapes
+import hw2.pretraining.training
 from hw2.core.files import ROOT
 from hw2.demo.sprites import CREDITS, SPLITS, photograph, region
 from hw2.demo.videos import CLASSES
@@ -39,7 +39,8 @@ def test_of_the_demo_only_the_sprites_are_imported():
 @pytest.mark.parametrize("module", [hw2.pretraining.shapes, hw2.pretraining.clips, hw2.pretraining.frames, hw2.pretraining.training])
 def test_of_the_demos_drawing_only_the_pasting_is_used(module):
     tree = ast.parse(inspect.getsource(module))
-    froms = [(n.module, {a.name for a in n.names}) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 2 and n.module.split(".")[0] == "demo"]
+    froms = [(n.module, {a.name for a in n.names}) for n in ast.walk(tree)
+             if isinstance(n, ast.ImportFrom) and n.level == 2 and n.module.split(".")[0] == "demo"]
     assert not any("demo" in a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names)
     assert {m for m, _ in froms} <= {"demo.sprites"} and {name for _, names in froms for name in names} <= DRAWING
     assert froms or module not in {hw2.pretraining.shapes, hw2.pretraining.clips, hw2.pretraining.frames}  # what is looked for is there to be found

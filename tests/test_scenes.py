@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw2.report.maps import laid_out, plot_map, plot_recalls, plot_seeds, recalls_by_feature
+from hw2.report.maps import embed_in_plane, plot_map, plot_recalls, plot_seeds, recalls_by_feature
 from hw2.report.photos import plot_strips, save_photos, sheet_plan
 from hw2.report.plots import save_figure
 
@@ -60,7 +60,7 @@ def test_every_picture_fits_a_page_and_is_light(k, tmp_path):
     save_photos(plot_strips([(names[c], [frame() for _ in range(n)]) for c in classes]).figure, tmp_path/"classes")
     y = np.sort(rng.integers(k, size=900))
     X = rng.normal(size=(k, 16))[y] + .4 * rng.normal(size=(900, 16))
-    save_figure(plot_map(laid_out(X[::3])[1], y[::3], names, "a map").figure, tmp_path/"map", formats=["png"])
+    save_figure(plot_map(embed_in_plane(X[::3])[1], y[::3], names, "a map").figure, tmp_path/"map", formats=["png"])
     confused = lambda p: np.histogram2d(y, np.where(rng.random(900) < p, y, rng.integers(k, size=900)), bins=np.arange(k + 1))[0].astype(int)
     table = recalls_by_feature({f: confused(p) for f, p in (("sift", .3), ("cnn", .6), ("cnn3d", .9), ("early", .9), ("late", .92))}, names)
     save_figure(plot_recalls(table).figure, tmp_path/"recall", formats=["png"])

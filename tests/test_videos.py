@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from hw2 import workers
-from hw2.benchmark.workloads import fresh
+from hw2.benchmark.workloads import in_new_process
 from hw2.core.params import check_params
-from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents, split_manifest
+from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents
+from hw2.data.split import split_manifest
 from hw2.data.video import VideoError, decode, probe
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import Units, read_units
@@ -312,7 +313,7 @@ def test_a_part_that_another_run_completed_is_not_spoiled(spoiled_decoder, monke
     extracted(spoiled_decoder, table, features=["sift"])
     before = {p: p.read_bytes() for p in (spoiled_decoder/"cache").glob("*/part-*.parquet")}
     (spoiled_decoder/"sitecustomize.py").write_text(SPOIL)
-    monkeypatch.setattr("hw2.extraction.extract.lacking", lambda manifest, stores: [(manifest, list(stores))])
+    monkeypatch.setattr("hw2.extraction.extract.missing_chunks", lambda manifest, stores: [(manifest, list(stores))])
     _, skipped, _ = extracted(spoiled_decoder, table, features=["sift"])
     assert {p: p.read_bytes() for p in before} == before and len(skipped) == 0
 
@@ -359,7 +360,7 @@ def test_mutated_files_are_read_or_listed(mutations, tmp_path):
     "No crash of the run, no omission, little memory; and a second time the same, from another cache."
     files = sorted(mutations.glob("[0-9]*.mp4"))
     table, asked = [(p.name, "xy"[i % 2]) for i, p in enumerate(files)], {"features": ["sift", "cnn3d"]}
-    assert fresh(files, check_params(MINI | asked), tmp_path)["peak_memory_gb"] < 2
+    assert in_new_process(files, check_params(MINI | asked), tmp_path)["peak_memory_gb"] < 2
     first = extracted(mutations, table, cache=str(next(tmp_path.glob("*/*/")).parent), **asked)  # read from the store
     again = extracted(mutations, table, **asked)
     assert len(first[0].manifest) == len(table) and 0 < len(first[1]) < len(table)

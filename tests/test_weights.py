@@ -12,7 +12,6 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import hw2.features.backbone
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,12 +19,14 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
+import hw2.features.backbone
 from hw2.classifier.train import FeatureError, train_feature
 from hw2.core.params import check_params
-from hw2.data.dataset import COLUMNS, split_manifest
+from hw2.data.dataset import COLUMNS
+from hw2.data.split import split_manifest
 from hw2.extraction.store import Units
-from hw2.features.backbone import Backbone, built_once, embed, needed_for
-from hw2.features.checkpoint import chosen
+from hw2.features.backbone import Backbone, embed, locked_cached_property, tensors_before
+from hw2.features.checkpoint import select_tensors
 from hw2.features.networks import WeightsError, build
 from hw2.features.weights import load_weights, preprocessing, weights_file
 
@@ -250,7 +251,7 @@ def test_what_is_not_there(tmp_path):
 
 def test_a_deeper_network_of_the_family_is_another():
     "resnet34 has every tensor of resnet18, of the same shape."
-    with pytest.raises(ValueError, match="another architecture's"): chosen(build("resnet34").state_dict(), build("resnet18").state_dict())
+    with pytest.raises(ValueError, match="another architecture's"): select_tensors(build("resnet34").state_dict(), build("resnet18").state_dict())
 
 
 def test_a_node_behind_the_head_needs_it(state, tmp_path):
@@ -273,7 +274,7 @@ def test_a_node_in_the_middle_needs_what_lies_before_it(state, tmp_path):
 def test_the_head_of_other_families(name, head):
     "Attention uses weights of modules that it never calls; the embedding has a gradient for them all the same."
     network = build(name).eval()
-    assert {n for n in network.state_dict() if n not in needed_for(network, None, (3, 224, 224))} == {head + "weight", head + "bias"}
+    assert {n for n in network.state_dict() if n not in tensors_before(network, None, (3, 224, 224))} == {head + "weight", head + "bias"}
 
 
 @pytest.mark.parametrize("name, today, older", [("densenet121", r".denselayer1.norm1.", ".denselayer1.norm.1."), ("vit_b_32", ".mlp.0.", ".mlp.linear_1.")])
@@ -347,4 +348,4 @@ def test_threads_build_one_network_once(monkeypatch):
     with ThreadPoolExecutor(6) as pool: vectors = list(pool.map(use, range(6)))
     assert len(made) == 2 and most == 1
     for v in vectors: np.testing.assert_array_equal(v, vectors[0])
-    assert isinstance(Backbone.__dict__["network"], built_once)
+    assert isinstance(Backbone.__dict__["network"], locked_cached_property)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAYLISTS', 'TEXTS', 'REORDER', 'READ', 'CLOCKS', 'LONGEST', 'ANIMATIONS', 'PROMISES', 'POOLS', 'write_video',
-           'VideoError', 'Video', 'video_stream', 'opened', 'probe', 'frame_times', 'clip_times', 'shown', 'decode',
-           'display_matrix', 'upright', 'read_frames', 'pool_units']
+           'VideoError', 'Video', 'video_stream', 'open_video', 'probe', 'frame_times', 'clip_times', 'frames_at',
+           'decode', 'display_matrix', 'apply_display_matrix', 'read_frames', 'pool_units']
 
 # %% ../../nbs/1_data/12_video.ipynb #0de048ba
 import errno
@@ -24,8 +24,8 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from ..core.files import whole
-from .bitstream import Coded, reader
+from ..core.files import atomic_write
+from .bitstream import PictureHeader, header_reader
 from .structure import stated_end, unbroken
 
 # %% ../../nbs/1_data/12_video.ipynb #51965d58
@@ -38,7 +38,7 @@ def write_video(
 ) -> Path:  # the file
     "Encode `frames`, whole or not at all; raises `ValueError` where the encoder refuses their size."
     if options is None: options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {}
-    with whole(path) as tmp, av.open(str(tmp), "w") as container:
+    with atomic_write(path) as tmp, av.open(str(tmp), "w") as container:
         stream = None
         for frame in frames:
             if stream is None: stream = _stream(container, codec, fps, frame.shape, options)
@@ -115,7 +115,7 @@ def _is_animated(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[tuple]:  # the container and its video stream
+def open_video(path: str | Path) -> Iterator[tuple]:  # the container and its video stream
     "Open a file; whatever goes wrong with it until the block ends is a `VideoError`."
     path = Path(path)
     _openable(path)
@@ -138,12 +138,12 @@ class _Packet(NamedTuple):
     duration: int
     discard: bool  # decoded, but outside the part that an edit list shows
     key: bool
-    coded: Coded | None  # what the picture itself says, where that can be read
+    coded: PictureHeader | None  # what the picture itself says, where that can be read
 
 
 def _packets(container, stream) -> tuple[list[_Packet], float]:
     "The stream's packets that hold something, in order; the second in which the last packet of any stream ends."
-    found, ends, read = [], {}, reader(stream.codec_context.name, stream.codec_context.extradata)
+    found, ends, read = [], {}, header_reader(stream.codec_context.name, stream.codec_context.extradata)
     for p in container.demux():
         at, pts, duration = p.stream_index, p.pts, p.duration or 0
         if pts is not None: ends[at] = max(ends.get(at, pts), pts + duration)
@@ -172,7 +172,7 @@ def _one_frame_each(codec, packets: list[_Packet], unit: float, clocked: bool) -
 # %% ../../nbs/1_data/12_video.ipynb #526c4325
 def _frames(container, stream) -> Iterator[av.VideoFrame]:
     "The frames from the first one that can be decoded undamaged; raises FFmpeg's error for a picture that is damaged later."
-    begun, read = False, reader(stream.codec_context.name, stream.codec_context.extradata)
+    begun, read = False, header_reader(stream.codec_context.name, stream.codec_context.extradata)
     for packet in container.demux(stream):
         try: frames = packet.decode()
         except av.error.InvalidDataError:
@@ -185,7 +185,7 @@ def _frames(container, stream) -> Iterator[av.VideoFrame]:
 
 def _decoded(path: Path) -> list[tuple[int | None, int, tuple[int, int]]]:
     "Time stamp, duration and size of each frame, as the decoder gives them."
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         stream.codec_context.thread_count = 1
         return [(f.pts, f.duration or 0, (f.width, f.height)) for f in _frames(container, stream)]
 
@@ -268,7 +268,7 @@ def probe(
 ) -> Video:  # when every frame is shown
     "Read the packets, decode where they do not tell; raises `VideoError` for a file that is missing, unreadable, truncated, or without sane time stamps."
     path = Path(path)
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         packets, ends = _packets(container, stream)
         form, unit, rate = container.format.name, float(stream.time_base or 0), float(stream.average_rate or 25)
         size, promise = (stream.codec_context.width, stream.codec_context.height), _Promise(stream.frames, (container.duration or 0) / av.time_base, rate)
@@ -321,7 +321,7 @@ def clip_times(
     return (centres[:, None] + offsets) % duration
 
 # %% ../../nbs/1_data/12_video.ipynb #8eace511
-def shown(
+def frames_at(
     video: Video,
     t: np.ndarray,  # any shape, float64 seconds within the video
     tie: float = 1e-3,  # seconds within which a moment counts as lying between two frames
@@ -343,14 +343,14 @@ def decode(
     wanted = sorted({int(p) for p in np.ravel(positions)})
     by_pts = None if video.pts is None else {int(video.pts[p]): p for p in wanted}
     left, size, matrix = set(wanted), None, None
-    with opened(video.path) as (container, stream):
+    with open_video(video.path) as (container, stream):
         codec, to_rgb = stream.codec_context, VideoReformatter()
         codec.thread_count = 1  # the workers are the parallelism
         for i, frame in enumerate(_frames(container, stream) if by_pts is None else _needed(container.demux(stream), codec, by_pts)):
             if size is None: size, matrix = (frame.width, frame.height), display_matrix(frame) or (1, 0, 0, 1)
             position = i if by_pts is None else by_pts.get(frame.pts)
             if position not in left or frame.is_corrupt: continue
-            yield position, upright(to_rgb.reformat(frame, *size, format="rgb24", threads=1).to_ndarray(), matrix)
+            yield position, apply_display_matrix(to_rgb.reformat(frame, *size, format="rgb24", threads=1).to_ndarray(), matrix)
             left.discard(position)
             if not left: return
     if left: raise VideoError(video.path, f"damaged: {len(left)} of {len(wanted)} frames could not be decoded")
@@ -374,7 +374,7 @@ def display_matrix(
     return int(a), int(b), int(c), int(d)
 
 
-def upright(
+def apply_display_matrix(
     rgb: np.ndarray,  # (h, w, 3) as stored
     matrix: tuple[int, int, int, int],  # a, b, c, d as above; other angles count as the nearest quarter turn
 ) -> np.ndarray:  # (h, w, 3) or (w, h, 3) as shown
@@ -393,7 +393,7 @@ def read_frames(
 ) -> np.ndarray:  # (*t.shape, h, w, 3) uint8 RGB
     "The frames on show at `t`, in `t`'s order."
     video = probe(path)
-    positions = shown(video, np.asarray(t, float))
+    positions = frames_at(video, np.asarray(t, float))
     frames = dict(decode(video, positions))
     return np.stack([frames[p] for p in positions.ravel()]).reshape(*positions.shape, *next(iter(frames.values())).shape)
 

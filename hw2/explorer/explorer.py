@@ -19,17 +19,17 @@ import pandas as pd
 from ..core.params import videos_root
 from ..data.dataset import read_classes
 from ..data.video import VideoError
-from .browser_video import clip
-from .matrix_widget import Matrix
-from ..report.tables import visible
-from ..run.predictions import answers, cell_videos, first_cell, neighbours, runs_in, trained
+from .browser_video import browser_clip
+from .matrix_widget import MatrixWidget
+from ..report.tables import printable
+from ..run.predictions import all_predictions, cell_videos, first_cell, neighbours, runs_in, trained
 from ..run.record import RunError, run_params
-from ..run.run import called, kind, run_matrix
+from ..run.run import display_name_of, run_matrix, split_name
 
 # %% ../../nbs/explorer/3_explorer.ipynb #227ca0e5
 def _text(value) -> str:
     "What HTML shows as `value`."
-    return html.escape(visible(value))
+    return html.escape(printable(value))
 
 
 def _why(error: Exception) -> str:
@@ -41,10 +41,10 @@ def player(
     path: str | Path,
     width: int,  # pixels on the page
     label: str,  # what it is, for who cannot see it
-    **limits,  # of `clip`
+    **limits,  # of `browser_clip`
 ) -> str:  # HTML
     "The video, playing by itself, silent, again and again; where it cannot be shown, a sentence that says why."
-    try: found = clip(path, **limits)
+    try: found = browser_clip(path, **limits)
     except VideoError as e: return f'<div class="hw2-gone" style="width: {width}px">This video cannot be shown: {_text(e.cause)}.</div>'
     url = f"data:{found.kind};base64,{b64encode(found.data).decode()}"
     note = f'<div class="hw2-note">{_text(found.note)}</div>' if found.note else ""
@@ -60,7 +60,7 @@ def _bar(p: float) -> str:
 
 
 def answer_table(
-    video: pd.Series,  # a row of `answers`
+    video: pd.Series,  # a row of `all_predictions`
     features: dict[str, str],  # feature -> what it is called
     classes: Sequence[str],  # class names
     chosen: str | None = None,  # the feature to point out
@@ -79,12 +79,12 @@ def answer_table(
 # %% ../../nbs/explorer/3_explorer.ipynb #7ac6fd28
 def videos_page(
     run: str | Path,
-    videos: pd.DataFrame,  # rows of `answers`, few
+    videos: pd.DataFrame,  # rows of `all_predictions`, few
     feature: str,
     k: int = 4,  # nearest training videos of each
 ) -> str:  # HTML
     "Each video with every feature's answer and its nearest training videos, all playing."
-    root, classes, features = videos_root(run_params(run)), read_classes(Path(run)/"classes.csv"), {f: called(run, f) for f in trained(run)}
+    root, classes, features = videos_root(run_params(run)), read_classes(Path(run)/"classes.csv"), {f: display_name_of(run, f) for f in trained(run)}
     near, why = pd.DataFrame(columns=["of", "id", "path", "label", "distance"]), ""
     try: near = neighbours(run, feature, videos.index.tolist(), k)
     except (OSError, ValueError) as e: why = f'<div class="hw2-note">Nearest training videos cannot be told: {_text(_why(e))}.</div>'
@@ -175,7 +175,7 @@ class _Panel(widgets.VBox):
         self.sentence, self.videos, self.where = widgets.HTML(), widgets.HTML(), widgets.Label()
         self.back, self.on = (widgets.Button(description=d, layout=widgets.Layout(width="auto")) for d in ("◀ before", "next ▶"))
         self.pages = widgets.HBox([self.back, self.where, self.on])
-        self.matrix = Matrix(self.choose)
+        self.matrix = MatrixWidget(self.choose)
         left = widgets.VBox([self.matrix.canvas, _row(self.true, self.predicted)], layout=widgets.Layout(flex="0 0 auto", max_width="100%"))
         right = widgets.VBox([self.sentence, self.videos, self.pages], layout=widgets.Layout(flex="1 1 460px", min_width="0", margin="0"))
         style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
@@ -202,11 +202,11 @@ class _Steps(_Panel):
         feature, split = self.feature.value, self.split.value
         self._clear(self.feature, self.split)
         if not name: raise RunError(f"{self.folder}: no run with predictions here; make report leaves one named demo")
-        self.home, self.told, self.classes = self.folder/name, answers(self.folder/name), read_classes(self.folder/name/"classes.csv")
-        self.kinds = {split: kind(self.home, split) for split in ("val", "test")}
+        self.home, self.told, self.classes = self.folder/name, all_predictions(self.folder/name), read_classes(self.folder/name/"classes.csv")
+        self.kinds = {split: split_name(self.home, split) for split in ("val", "test")}
         known = set(self.told["split"][self.told["label"].notna()])
         if not known: raise RunError(f"{self.home}: the label of no predicted video is known")
-        _offer(self.feature, [(called(self.home, f), f) for f in trained(self.home)], feature)
+        _offer(self.feature, [(display_name_of(self.home, f), f) for f in trained(self.home)], feature)
         _offer(self.split, [(name, s) for s, name in self.kinds.items() if s in known], split)
         self.show_result()
 
@@ -214,7 +214,7 @@ class _Steps(_Panel):
         "Another matrix; the cell stays."
         self._clear()
         f = self.feature.value
-        self.counts, self.name = run_matrix(self.home, f, self.split.value), called(self.home, f)
+        self.counts, self.name = run_matrix(self.home, f, self.split.value), display_name_of(self.home, f)
         n = self.counts.sum()
         self.matrix.draw(self.counts, self.classes, f"{self.name}: {n:,} {self.kinds[self.split.value]} videos · top-1 {np.trace(self.counts) / max(n, 1):.3f}")
         self.show_cell(*(cell if cell and None not in cell else first_cell(self.counts)))
@@ -222,7 +222,7 @@ class _Steps(_Panel):
     def show_cell(self, true: int, predicted: int) -> None:
         "Another cell; the menus count the videos."
         for menu, n, c in [(self.true, self.counts.sum(1), true), (self.predicted, self.counts[true], predicted)]:
-            _offer(menu, [(f"{visible(name)} ({i})", k) for k, (name, i) in enumerate(zip(self.classes, n))], c)
+            _offer(menu, [(f"{printable(name)} ({i})", k) for k, (name, i) in enumerate(zip(self.classes, n))], c)
         self.matrix.outline(true, predicted)
         self.found = cell_videos(self.told, self.feature.value, true, predicted, self.split.value)
         self.show_page(0)

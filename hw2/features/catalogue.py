@@ -11,7 +11,7 @@ from ..data.thumbnails import Thumbnails
 from .backbone import Backbone, PooledEmbeddings
 from .clips import ClipEmbeddings
 from .frames import FrameEmbeddings
-from .sift import BagOfWords, Descriptors
+from .sift import SIFT, BagOfWords
 
 # %% ../../nbs/2_features/29_catalogue.ipynb #9a876225
 def extractor_of(
@@ -19,7 +19,7 @@ def extractor_of(
     params: dict,  # all parameters
 ):  # an object with name, key, times, prepare, units
     "The feature's extractor; building it reads no weights."
-    if feature == "sift": return Descriptors(params["keypoints"], params["fps"], params["sift_size"])
+    if feature == "sift": return SIFT(params["keypoints"], params["fps"], params["sift_size"])
     if feature == "thumbnails": return Thumbnails()
     kind = lambda name: params[f"{feature}_{name}"]
     device = pick_device(params["device"])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'BUNDLED', 'weights_file', 'names_file', 'torchvision_weights', 'download', 'load_weights', 'sidecar',
-           'preprocessing', 'fitted', 'standardised']
+           'preprocessing', 'resize_and_crop', 'normalize']
 
 # %% ../../nbs/2_features/24_weights.ipynb #41174fb8
 from .networks import MINI, WeightsError, unknown  # before torchvision, for which it clears the way
@@ -24,7 +24,7 @@ from torchvision.transforms import functional as F
 from torchvision.transforms._presets import ImageClassification, VideoClassification
 
 from ..core.files import file_hash
-from .checkpoint import SUFFIXES, chosen, not_weights, read_tensors
+from .checkpoint import SUFFIXES, not_weights, read_tensors, select_tensors
 
 # %% ../../nbs/2_features/24_weights.ipynb #23a84449
 WEIGHTS = Path(find_spec("hw2").origin).parent/"weights"  # the bundled ones
@@ -95,7 +95,7 @@ def load_weights(
     "Fill `network`; raises `WeightsError` where the file is unreadable or does not fit."
     tensors, values = read_tensors(file), network.state_dict()
     piece = re.search(r"-(\d+)-of-(\d+)\.", file.name)
-    try: state = chosen(tensors, values, needed)
+    try: state = select_tensors(tensors, values, needed)
     except ValueError as e:
         hint = f"; the file is piece {int(piece[1])} of {int(piece[2])}: save them as one" if piece else ""
         raise WeightsError(f"{file} does not fit {type(network).__name__}: {e}{hint}") from e
@@ -150,7 +150,7 @@ def preprocessing(
     return torchvision_weights(backbone, name).transforms()
 
 # %% ../../nbs/2_features/24_weights.ipynb #a57b3985
-def fitted(
+def resize_and_crop(
     transform: ImageClassification | VideoClassification,
     frames: torch.Tensor,  # (..., 3, h, w) uint8
 ) -> torch.Tensor:  # (..., 3, H, W) uint8
@@ -159,7 +159,7 @@ def fitted(
     return F.center_crop(resized, transform.crop_size)
 
 
-def standardised(
+def normalize(
     transform: ImageClassification | VideoClassification,
     x: torch.Tensor,  # (b, 3, ...) uint8
 ) -> torch.Tensor:  # (b, 3, ...) float32

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models import ConvNeXt
 
 from ..core.devices import cores
-from ..core.files import file_hash, whole, write_json
+from ..core.files import atomic_write, file_hash, write_json
 from ..core.progress import progress
 from ..extraction.workers import short_sockets
 from ..features.weights import preprocessing
@@ -188,7 +188,7 @@ def save_bundled(
     "Write weights and sidecar."
     file, transform = Path(folder)/f"{data.backbone}.safetensors", preprocessing(data.backbone, "random")
     state = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
-    with whole(file) as part: save_file({k: v.contiguous() for k, v in state.items()}, part)
+    with atomic_write(file) as part: save_file({k: v.contiguous() for k, v in state.items()}, part)
     write_json(file.with_suffix(".json"), {
         "architecture": data.backbone, "num_classes": data.outputs, "hash": file_hash(file),
         "preprocessing": {"size": list(transform.crop_size), "mean": list(transform.mean), "std": list(transform.std)},

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from ..core.files import whole
-from ..evaluation.metrics import checked
+from ..core.files import atomic_write
+from ..evaluation.metrics import check_matrix
 
 # %% ../../nbs/6_report/61_plots.ipynb #891de4e6
 SHARES = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0, .88, 256)))  # without its black end
@@ -54,7 +54,7 @@ def plot_confusion(
     ax: plt.Axes | None = None,  # None makes a figure of a fitting size
 ) -> plt.Axes:
     "The confusion matrix: counts as numbers, each row's shares as colour, so that the diagonal shows the recall."
-    C = checked(matrix, names)
+    C = check_matrix(matrix, names)
     k = len(C)
     side = min(max(.42 * k, 3.2), 11.)  # inches
     ax = ax or plt.subplots(figsize=(side + 2.6, side + 1.5), layout="constrained")[1]
@@ -176,7 +176,7 @@ def save_figure(
     "Write the figure in each format, whole, and close it; equal figures give equal bytes."
     meta = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     for f in formats:
-        with whole(f"{stem}.{f}") as tmp, plt.rc_context({"svg.hashsalt": "hw2", "svg.fonttype": "path"}):
+        with atomic_write(f"{stem}.{f}") as tmp, plt.rc_context({"svg.hashsalt": "hw2", "svg.fonttype": "path"}):
             fig.savefig(tmp, dpi=160, bbox_inches="tight", pad_inches=.08, facecolor="white", metadata=meta[f])
     plt.close(fig)
 

@@ -18,13 +18,13 @@ import click
 import pandas as pd
 import yaml
 
-from ..core.files import ROOT, beside, write_csv, write_text
+from ..core.files import ROOT, temporary_path, write_csv, write_text
 from ..core.params import PARAMETERS, ParameterError, read_params
-from ..core.progress import in_kernel, minutes
+from ..core.progress import format_duration, in_kernel
 from ..data.labels import DataError
 from ..data.video import VideoError
-from ..extraction.workers import passing
-from ..report.tables import visible
+from ..extraction.workers import is_transient
+from ..report.tables import printable
 from .record import Stage, open_run, run_folder, run_params
 
 # %% ../../nbs/7_run/90_cli.ipynb #0094a8ef
@@ -58,7 +58,7 @@ def execute(
     from traitlets.config import Config
     if sys.stderr.isatty(): os.environ["HW2_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger would warn of Python's frozen modules
-    unfinished = beside(output)
+    unfinished = temporary_path(output)
     try:
         papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
                                    progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "disable": in_kernel()}, kernel_manager_class=_own_kernels(),
@@ -119,9 +119,9 @@ def run(file, pairs, name, dry_run):
     "Extract, train each feature, fuse them, report; goes on where the same run stopped."
     params, name = read_params(file, *map(value_of, pairs)), name or Path(file).stem
     if dry_run:
-        from hw2.run.dry_run import outlook
+        from hw2.run.dry_run import check_run
         if (run_folder(name)/"params.yaml").exists(): params = run_params(run_folder(name), params)
-        for line in outlook(params): click.echo(visible(line))
+        for line in check_run(params): click.echo(printable(line))
         return
     folder = open_run(name, params)
     total = Stage(folder, "run")
@@ -134,9 +134,9 @@ def run(file, pairs, name, dry_run):
     write_html(report, folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
     took = total.done()
     click.echo((folder/"figures/summary.md").read_text(encoding="utf-8"))
-    given_up = sum(map(passing, pd.read_csv(folder/"skipped.csv", dtype=str, keep_default_na=False)["cause"]))
+    given_up = sum(map(is_transient, pd.read_csv(folder/"skipped.csv", dtype=str, keep_default_na=False)["cause"]))
     if given_up: click.echo(f"{given_up} of the videos were given up for time or memory; the same command tries them again, each alone")
-    click.echo(f"{folder/'report.html'}: done in {minutes(took['seconds'])}, peak memory {took['peak_memory_gb']:.1f} GB")
+    click.echo(f"{folder/'report.html'}: done in {format_duration(took['seconds'])}, peak memory {took['peak_memory_gb']:.1f} GB")
 
 # %% ../../nbs/7_run/90_cli.ipynb #43340ee5
 def form_of(
@@ -163,7 +163,8 @@ def params_text(
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write; <folder>.yaml if not given.")
 def init(data, out):
     "Write a parameters file for DATA: a folder (the course's, or one with a folder for every class) or a CSV file."
-    from hw2.data.dataset import label_notes, read_dataset, split_folders
+    from hw2.data.dataset import read_dataset, split_folders
+    from hw2.data.split import label_notes
     from hw2.features.sift import LARGE, SMALLER, larger_frames
     form, out = form_of(data), out or Path(f"{data.resolve().stem}.yaml")
     dataset = read_dataset(data, form)
@@ -173,7 +174,7 @@ def init(data, out):
     write_text(out, params_text({"data": str(data), "form": form} | smaller))
     tops = ", ".join(p.name for p in split_folders(data)) if form == "folders" else ""
     click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form}{f'; split by the folders {tops}' * bool(tops)})")
-    for finding, _, detail in label_notes(dataset): click.echo(visible(f"{finding}: {detail}"))
+    for finding, _, detail in label_notes(dataset): click.echo(printable(f"{finding}: {detail}"))
     if smaller: click.echo(f"sift_size: {SMALLER}, because the frames of {large} of {looked} videos looked at are larger than {LARGE} pixels")
     click.echo(f"next: hw2 run --params {out} --dry-run")
 
@@ -185,12 +186,12 @@ def told_of(
 ) -> Iterator[str]:  # lines of text
     "What a run's classifiers say of one clip, for a terminal."
     first = told.iloc[0]
-    yield visible(first["clip"])
+    yield printable(first["clip"])
     failed, same = (told["error"] != "").all(), told["error"].nunique() == 1
     if first["own"] or not failed: yield from _indented(first["own"] or "new to this run", width)
     table = told[["feature", "pred", "p", "top1"]].rename(columns={"pred": "predicted", "top1": f"{split}_top1"})
     room = max(12, width - 4 - table["feature"].str.len().max() - 2 * 11)
-    table["predicted"] = [c if len(c) <= room else c[:room - 3] + "..." for c in map(visible, table["predicted"])]
+    table["predicted"] = [c if len(c) <= room else c[:room - 3] + "..." for c in map(printable, table["predicted"])]
     if not failed: yield "  " + table.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}").replace("\n", "\n  ")
     for f, error in told[["feature", "error"]].to_numpy()[:1 if same else None]:
         if error: yield from _indented(("" if same else f"{f}: ") + error, width)
@@ -198,7 +199,7 @@ def told_of(
 
 def _indented(text: str, width: int) -> list[str]:
     "Lines of text, two columns in."
-    return textwrap.wrap(visible(text), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(printable(text), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 @app.command("predict")
@@ -226,9 +227,9 @@ def see_doctor(data, group, file):
     examined = examine(read_dataset(data, form, group if form == "folders" else None))
     found = findings(examined)
     if file: write_csv(file, found)
-    click.echo(counts(examined).rename(index=visible).to_string() + "\n")
+    click.echo(counts(examined).rename(index=printable).to_string() + "\n")
     background = found["finding"] == "background"
-    if not background.all(): click.echo(found[~background].map(visible).to_string(index=False, justify="left") + "\n")
+    if not background.all(): click.echo(found[~background].map(printable).to_string(index=False, justify="left") + "\n")
     for line in found.loc[background, "detail"]: click.echo(f"{line}\n")
     n = found["level"].value_counts()
     click.echo(f"{n.get('fix', 0)} to fix, {n.get('look', 0)} to look at")

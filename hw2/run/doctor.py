@@ -15,11 +15,12 @@ import pandas as pd
 
 from ..core.params import check_params
 from ..core.progress import progress
-from ..data.dataset import Dataset, hash_contents, label_notes, near_paths, split_manifest
-from ..data.near_duplicates import Background, background, background_of, described, learned_from, near_duplicates
+from ..data.dataset import Dataset, hash_contents, similar_paths
+from ..data.near_duplicates import Background, background, background_of, describe_copy, near_duplicates, was_trained_on
+from ..data.split import label_notes, split_manifest
 from ..data.thumbnails import SIDE, thumbnail, thumbnail_times
-from ..data.video import clip_times, decode, frame_times, probe, shown
-from ..evaluation.metrics import interval
+from ..data.video import clip_times, decode, frame_times, frames_at, probe
+from ..evaluation.metrics import wilson_interval
 from ..extraction.decode import worker_pool
 from ..features.sift import LARGE, SMALLER
 
@@ -41,10 +42,10 @@ def look(
     "Look at a video; raises `VideoError`."
     video, usual = probe(path), check_params({})
     t = thumbnail_times(video)
-    moments = shown(video, t)[:, 0]
+    moments = frames_at(video, t)[:, 0]
     asked = [frame_times(video.duration, usual["fps"]), clip_times(video.duration, usual["n_clips"], usual["clip_fps"])]
     pictures = np.zeros((len(t), SIDE * SIDE), np.uint8)
-    for position, frame in decode(video, np.concatenate([moments, *(shown(video, t).ravel() for t in asked)])):
+    for position, frame in decode(video, np.concatenate([moments, *(frames_at(video, t).ravel() for t in asked)])):
         if position in moments: pictures[moments == position] = thumbnail(frame).ravel()
     return Look(video.duration, len(video.times), max(video.width, video.height), pictures, t[:, 0], video.remarks)
 
@@ -95,7 +96,7 @@ def counts(
 def unusable(examined: Examined) -> list[tuple]:
     "Videos that cannot be read, and files that no label names."
     strays = [("look", "stray", "", "", path, "no label names this file") for path in examined.dataset.strays]
-    meant = near_paths(examined.dataset.root, examined.dataset.manifest["path"])
+    meant = similar_paths(examined.dataset.root, examined.dataset.manifest["path"])
     cause = lambda i, error: error + "".join(f"; {meant[p]}" for p in [examined.dataset.manifest["path"].iloc[i]] if p in meant)
     return [examined.row("fix", "unreadable", i, cause(i, error)) for i, error in enumerate(examined.errors) if error] + strays
 
@@ -143,9 +144,9 @@ def nearly_twice(examined: Examined) -> list[tuple]:
     rows, found = m[[bool(s) for s in examined.looks]].drop_duplicates("content").index, []
     looks = [examined.looks[i] for i in rows]
     for a, b, mirrored, later in near_duplicates([s.pictures for s in looks], [s.times for s in looks]).itertuples(index=False):
-        i, j, later = (rows[a], rows[b], later) if not learned_from(m.loc[rows[a]], m.loc[rows[b]]) else (rows[b], rows[a], -later)
+        i, j, later = (rows[a], rows[b], later) if not was_trained_on(m.loc[rows[a]], m.loc[rows[b]]) else (rows[b], rows[a], -later)
         why = ", with another label" if _other_label(m.loc[i], m.loc[j]) else ""
-        found.append(examined.row("look", "nearly the same", j, f"as {m['id'][i]} in {m['split'][i]}{described(mirrored, later)}{why}"))
+        found.append(examined.row("look", "nearly the same", j, f"as {m['id'][i]} in {m['split'][i]}{describe_copy(mirrored, later)}{why}"))
     return found
 
 # %% ../../nbs/7_run/79_doctor.ipynb #c74c2bb2
@@ -171,7 +172,7 @@ def given_away(examined: Examined) -> list[tuple]:
     "The same as a finding: *look* where it is clearly more than chance, *note* otherwise."
     told = nearest_background(examined)
     if not told: return []
-    between, chance = interval(told.correct, told.n), max(told.majority / told.n, 1 / told.classes)
+    between, chance = wilson_interval(told.correct, told.n), max(told.majority / told.n, 1 / told.classes)
     return [("look" if between[0] > chance else "note", "background", "", "", "", told.sentence(between))]
 
 

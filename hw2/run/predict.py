@@ -15,12 +15,12 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from ..classifier.mlp import mlp, probabilities
-from ..classifier.train import finite
-from ..core.params import feature_name
-from ..data.dataset import content_of, read_classes, read_manifest
+from ..classifier.train import all_finite
+from ..core.params import display_name
+from ..data.dataset import content_hash, read_classes, read_manifest
 from ..extraction.decode import worker_pool
-from ..extraction.extract import local_parts
-from ..extraction.fusion import joined, pooler_of
+from ..extraction.extract import local_chunks
+from ..extraction.fusion import join_units, pooler_of
 from ..extraction.store import Units
 from ..features.catalogue import extractor_of
 from .record import done_run, outcomes, run_params
@@ -79,14 +79,14 @@ def predict(
     "Label clips with every feature and fusion of a run that is done; a clip that cannot be read has its cause in `error`."
     params, names, manifest = done_run(run), read_classes(run/"classes.csv"), read_manifest(run/"manifest.csv")
     models = {f: list(classifiers(run, f, len(names))) for f in outcomes(params) if f != "late"}
-    own, (_, top1) = [own_video(manifest, content_of(Path(c)), params["folds"], params["patience"]) for c in clips], held_out_top1(run)
+    own, (_, top1) = [own_video(manifest, content_hash(Path(c)), params["folds"], params["patience"]) for c in clips], held_out_top1(run)
     rows = []
     for clip, of_run, units in zip(clips, own, units_of(params, clips)):
         told = {f: answer(units[f], fitted) for f, fitted in models.items()}
         if "late" in outcomes(params): told["late"] = _mean([told[f] for f in params["features"]])
         for f, (p, error) in told.items():
             label, sure = ("", np.nan) if error else (names[p.argmax()], float(p.max()))
-            rows.append((str(clip), feature_name(params, f), label, sure, np.nan if top1[f] is None else top1[f], of_run, error))
+            rows.append((str(clip), display_name(params, f), label, sure, np.nan if top1[f] is None else top1[f], of_run, error))
     return pd.DataFrame(rows, columns=["clip", "feature", "pred", "p", "top1", "own", "error"])
 
 
@@ -98,8 +98,8 @@ def units_of(
     features, workers = params["features"], min(len(clips), params["workers"] or len(clips), 4)
     videos = pd.DataFrame({"path": [str(Path(c).resolve()) for c in clips], "content": [str(c) for c in clips]})
     extractors = {f: extractor_of(f, params) for f in features}
-    with worker_pool(params | {"workers": workers}) as pool: *_, (_, units) = local_parts([(videos, features)], Path(), extractors, pool)
-    if len(features) > 1: units["early"] = joined({f: units[f] for f in features})
+    with worker_pool(params | {"workers": workers}) as pool: *_, (_, units) = local_chunks([(videos, features)], Path(), extractors, pool)
+    if len(features) > 1: units["early"] = join_units({f: units[f] for f in features})
     return (dict(zip(units, of_clip)) for of_clip in zip(*units.values()))
 
 
@@ -109,7 +109,7 @@ def answer(
 ) -> tuple[np.ndarray | None, str]:  # (classes,) float32 probabilities, or why there are none
     "The mean of the parts' probabilities."
     if units.error: return None, units.error
-    if not finite(units.units): return None, "its features hold NaN or infinity"
+    if not all_finite(units.units): return None, "its features hold NaN or infinity"
     return np.mean([probabilities(model, pooler.transform([units.units]))[0] for pooler, model in fitted], axis=0), ""
 
 

@@ -16,10 +16,10 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
-from ..core.files import whole, write_text
+from ..core.files import atomic_write, write_text
 from ..data.dataset import read_manifest
 from ..report.tables import to_markdown
-from .run import SECONDS, called, captions, read_metrics, read_rows, read_stages, run_matrix, seed_spread, summary
+from .run import SECONDS, captions, display_name_of, read_metrics, read_rows, read_stages, run_matrix, seed_spread, summary
 from .significance import compared, gained
 
 # %% ../../nbs/7_run/78_publish.ipynb #e8187a0e
@@ -51,7 +51,7 @@ def results_block(
     n = read_manifest(Path(run)/"manifest.csv")["split"].value_counts()
     videos = ", ".join(f"{n[s]:,} {word}" for s, word in [("train", "training"), ("val", "validation"), ("test", "test")] if s in n)
     features = read_metrics(run)
-    links = ", ".join(f"[{called(run, f)}](figures/stats_{f}.md)" for f in features)
+    links = ", ".join(f"[{display_name_of(run, f)}](figures/stats_{f}.md)" for f in features)
     pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {html.escape(", ".join(captions(run, f)))}" width="640">\n'
                 for f in features if run_matrix(run, f).any()]
     pictures += [f'<img src="figures/{name}.png" alt="{alt}" width="640">\n' for name, alt in [
@@ -91,7 +91,7 @@ def publish(
     "Copy the run's figures and tables, whole, and bring the README's results up to date."
     update_readme(readme, results_block(run))  # first: it checks the README before anything is changed
     for p in sorted((Path(run)/"figures").glob("[!.]*")):  # no temporary file of a run that was killed
-        with whole(Path(figures)/p.name) as tmp: shutil.copyfile(p, tmp)
+        with atomic_write(Path(figures)/p.name) as tmp: shutil.copyfile(p, tmp)
 
 # %% ../../nbs/7_run/78_publish.ipynb #ae7ade29
 PAGE = """<!DOCTYPE html>

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEFORE', 'LIBRARIES', 'RunError', 'run_folder', 'open_run', 'run_params', 'surroundings', 'add_record', 'Stage',
-           'record_dataset', 'record_skipped', 'write_vectors', 'load', 'save_result', 'save_late', 'outcomes',
-           'lacking_of', 'done_in', 'done_run']
+           'record_dataset', 'record_skipped', 'outcomes', 'lacking_of', 'done_in', 'done_run']
 
 # %% ../../nbs/7_run/70_record.ipynb #51050ce6
 import json
@@ -20,19 +19,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
-from safetensors.torch import save_file
 
-from ..classifier.train import Result, measure, seed_top1s
-from ..core.files import ROOT, sweep, whole, write_csv, write_json, write_text
-from ..core.params import FUSIONS, ParameterError, read_params, untrained
-from ..data.dataset import Dataset, read_manifest, write_classes, write_manifest
-from ..extraction.fusion import averaged
+from ..core.files import ROOT, remove_temporary, write_csv, write_json, write_text
+from ..core.params import FUSIONS, ParameterError, read_params
+from ..data.dataset import Dataset, write_classes, write_manifest
 
 # %% ../../nbs/7_run/70_record.ipynb #0da8d798
 BEFORE = {"stratify": False}  # what a run was made with whose params.yaml is older than the parameter; null accepts what a run was made with
@@ -60,7 +53,7 @@ def open_run(
     run = run_folder(name, runs)
     if (run/"params.yaml").exists():
         run_params(run, params)
-        sweep(run)
+        remove_temporary(run)
     else: write_text(run/"params.yaml", yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
     return run
 
@@ -169,71 +162,6 @@ def _remove_results(run: Path) -> None:
     "Remove what was learned, and what was drawn of it."
     for old in [run/"metrics.json", *run.glob("submission_*.csv"), *run.glob("figures/*"), *run.glob("*/predictions.csv"), *run.glob("*/history.csv"),
                 *run.glob("*/model.safetensors"), *run.glob("*/*.parquet")]: old.unlink(missing_ok=True)
-
-# %% ../../nbs/7_run/70_record.ipynb #34d32acb
-def write_vectors(
-    path: Path,
-    manifest: pd.DataFrame,  # rows of the vectors
-    X: np.ndarray,  # (len(manifest), d) float32
-) -> Path:
-    "Write `id` and `vector`, whole."
-    table = pa.table({"id": pa.array(manifest["id"].tolist(), pa.string()), "vector": pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), X.shape[1])})
-    with whole(path) as tmp: pq.write_table(table, tmp, compression="zstd")
-    return path
-
-
-def load(
-    run: str | Path,  # a run's folder
-    feature: str,  # "sift", "cnn" or "cnn3d"
-) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:  # X (n, d) float32; y (n,) int64, -1 where unlabelled; the manifest's n rows
-    "One feature of a run as arrays, videos that could not be read left out. With folds SIFT's columns are other words in every fold: compare rows of one fold."
-    file = Path(run)/feature/"vectors.parquet"
-    if not file.is_file(): raise FileNotFoundError(f"{file}: not there; train {feature} in this run first")
-    table = pq.read_table(file)
-    X = np.array(table["vector"].combine_chunks().flatten()).reshape(len(table), -1)
-    rows = read_manifest(Path(run)/"manifest.csv").set_index("id", drop=False).loc[table["id"].to_pylist()].reset_index(drop=True)
-    return X, rows["label"].fillna(-1).to_numpy(np.int64), rows
-
-# %% ../../nbs/7_run/70_record.ipynb #d0649956
-def save_result(
-    run: Path,
-    feature: str,
-    result: Result,
-) -> None:
-    "Write `<feature>/` and this feature's entry in metrics.json, each file whole."
-    folder = run/feature
-    _keep_predictions(folder, result.predictions, result.every_seed)
-    write_csv(folder/"history.csv", result.history)
-    write_vectors(folder/"vectors.parquet", result.manifest, result.X)
-    with whole(folder/"model.safetensors") as tmp: save_file(result.state, tmp)
-    _keep_metrics(run, feature, result.metrics)
-
-
-def _keep_predictions(folder: Path, first: pd.DataFrame, every_seed: pd.DataFrame) -> None:
-    "Write the first seed's predictions, and those of all."
-    write_csv(folder/"predictions.csv", first)
-    with whole(folder/"seeds.parquet") as tmp: every_seed.to_parquet(tmp, index=False, compression="zstd")
-
-
-def _keep_metrics(run: Path, feature: str, metrics: dict) -> None:
-    "Enter one feature, or fusion, in metrics.json."
-    file = run/"metrics.json"
-    known = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | {feature: metrics}
-    write_json(file, {f: known[f] for f in [*run_params(run)["features"], *FUSIONS] if f in known})
-
-# %% ../../nbs/7_run/70_record.ipynb #66dda692
-def save_late(
-    run: Path,
-    classes: list[str],
-) -> pd.DataFrame:  # its predictions, by the first seed
-    "Average the probabilities of all features of the run, and write `late/` and its entry in metrics.json."
-    params = run_params(run)
-    every = averaged([pd.read_parquet(run/f/"seeds.parquet") for f in params["features"]])
-    first = every[every["seed"] == params["seeds"][0]].drop(columns="seed").reset_index(drop=True)
-    p = first[[f"p_{k}" for k in range(len(classes))]].to_numpy()
-    _keep_predictions(run/"late", first, every)
-    _keep_metrics(run, "late", measure(first, p, classes) | {"untrained": untrained(params, "late"), "seeds": seed_top1s(every)})
-    return first
 
 # %% ../../nbs/7_run/70_record.ipynb #06997c5f
 def outcomes(params: Mapping) -> list[str]:

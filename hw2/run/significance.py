@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.params import FUSIONS
-from ..evaluation.significance import paired
-from ..report.tables import plain, write_table
+from ..evaluation.significance import compare_pairs
+from ..report.tables import one_line, write_table
 from .record import run_params
-from .run import called, every_top1, kind, labelled_predictions, read_metrics, read_rows
+from .run import display_name_of, every_top1, labelled_predictions, read_metrics, read_rows, split_name
 
 # %% ../../nbs/7_run/74_significance.ipynb #bf998961
 def rights(
@@ -34,9 +34,9 @@ def differences(
 ) -> pd.DataFrame:  # a, b, videos, n, difference, low, high, only_a, only_b, p, p_holm, seeds_mean
     "Every two features on the same videos: bootstrap interval of the difference and McNemar's exact test (`hw2.compare`), and the seeds' mean difference."
     features = list(read_metrics(run))
-    tables = [paired(r[features]).assign(videos=split) for split in ("val", "test") if len(r := rights(run, split)) > 1]
-    table = pd.concat(tables, ignore_index=True) if tables else paired({}).assign(videos="")
-    names = {f: called(run, f) for f in features}
+    tables = [compare_pairs(r[features]).assign(videos=split) for split in ("val", "test") if len(r := rights(run, split)) > 1]
+    table = pd.concat(tables, ignore_index=True) if tables else compare_pairs({}).assign(videos="")
+    names = {f: display_name_of(run, f) for f in features}
     table = table.assign(a=table["a"].map(names), b=table["b"].map(names))[["a", "b", "videos", *table.columns[2:-1]]]
     return table.assign(seeds_mean=_over_seeds(run, table, "a", "b"))
 
@@ -71,9 +71,9 @@ def compared(
     for _, r in differences(run).iterrows():
         ahead, behind, d, low, high, mean = r[["a", "b", "difference", "low", "high", "seeds_mean"]]
         if d < 0: ahead, behind, d, low, high, mean = behind, ahead, -d, 0 - high, 0 - low, 0 - mean  # 0 - 0 is 0, where -0 would be written -0.000
-        facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; {_p(r['p_holm'])}) on {r['n']:,} {kind(run, r['videos'])} videos{_mean(run, mean)}"
-        says.append(f"**{plain(ahead)} is better than {plain(behind)}**: {facts}." if r["p_holm"] < .05 else
-                    f"**{plain(ahead)} and {plain(behind)} are not told apart**: {facts}.")
+        facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; {_p(r['p_holm'])}) on {r['n']:,} {split_name(run, r['videos'])} videos{_mean(run, mean)}"
+        says.append(f"**{one_line(ahead)} is better than {one_line(behind)}**: {facts}." if r["p_holm"] < .05 else
+                    f"**{one_line(ahead)} and {one_line(behind)} are not told apart**: {facts}.")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/74_significance.ipynb #3d6b6749
@@ -85,9 +85,10 @@ def gains(
     there = [f for f in FUSIONS if f in read_rows(run)]
     best = max(metrics, key=lambda f: metrics[f]["val_top1"] or 0) if all(m["n_val"] for m in metrics.values()) else None
     for split in ("val", "test") if best else ():
-        if len(r := rights(run, split)) > 1: tables.append(paired(r, [(f, best) for f in there]).assign(videos=split, top1=[r[f].mean() for f in there]))
-    table = pd.concat(tables, ignore_index=True) if tables else paired({}).assign(videos="", top1=.0)
-    table = table.assign(fusion=[called(run, f) for f in table["a"]], against=[called(run, f) for f in table["b"]]).rename(columns={"difference": "gain"})
+        if len(r := rights(run, split)) > 1: tables.append(compare_pairs(r, [(f, best) for f in there]).assign(videos=split, top1=[r[f].mean() for f in there]))
+    table = pd.concat(tables, ignore_index=True) if tables else compare_pairs({}).assign(videos="", top1=.0)
+    names = {column: [display_name_of(run, f) for f in table[side]] for column, side in (("fusion", "a"), ("against", "b"))}
+    table = table.assign(**names).rename(columns={"difference": "gain"})
     table = table.assign(seeds_mean=_over_seeds(run, table, "fusion", "against"))
     return table[["fusion", "against", "videos", "n", "top1", "gain", "low", "high", "p", "p_holm", "seeds_mean"]]
 
@@ -99,9 +100,10 @@ def gained(
     says = []
     for _, r in gains(run).iterrows():
         verdict = "no gain beyond chance" if r["p_holm"] >= .05 else "a gain" if r["gain"] > 0 else "a loss"
-        facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r['p_holm'])}) against {plain(r['against'])} alone: {verdict}"
-        if r["low"] == r["high"] == 0: facts = f"right on the same ones as {plain(r['against'])} alone"
-        says.append(f"**{plain(r['fusion'])}** reaches {r['top1']:.3f} on {r['n']:,} {kind(run, r['videos'])} videos, {facts}{_mean(run, r['seeds_mean'])}.")
+        facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r['p_holm'])}) against {one_line(r['against'])} alone: {verdict}"
+        if r["low"] == r["high"] == 0: facts = f"right on the same ones as {one_line(r['against'])} alone"
+        where = f"on {r['n']:,} {split_name(run, r['videos'])} videos"
+        says.append(f"**{one_line(r['fusion'])}** reaches {r['top1']:.3f} {where}, {facts}{_mean(run, r['seeds_mean'])}.")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/74_significance.ipynb #83e100ed
