@@ -18,7 +18,7 @@ import yaml
 from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from test_pages import BROWSER, QUIET
+from test_report_page import BROWSER, QUIET
 from traitlets.config import Config
 
 from hw2.core.files import ROOT

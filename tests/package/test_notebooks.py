@@ -21,7 +21,7 @@ from hw2.core.params import DEFAULTS, PARAMETERS, read_params
 
 LIBRARY = sorted(p for p in (ROOT/"nbs").glob("*/*.ipynb") if p.parent.name != "experiments")
 EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
-PARAMS = sorted(p for p in (ROOT/"nbs/experiments/params").glob("*.yaml") if p.stem != "ablation")  # which is a sweep: test_ablation.py reads it
+PARAMS = sorted(p for p in (ROOT/"nbs/experiments/params").glob("*.yaml") if p.stem != "ablation")  # which is a sweep: runs/test_ablation.py reads it
 LEFTOVERS = {"__pycache__", ".ipynb_checkpoints"}
 QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})  # a polite end may warn of its own task
 

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from hw2.core.files import ROOT
 from hw2.data.dataset import Dataset
 from hw2.data.near_duplicates import background, near_duplicates
 from hw2.data.split import split_manifest
 from hw2.data.video import decode, probe, write_video
 from hw2.run.doctor import Examined, Look, look, nearly_twice, twice
 
-WEIZMANN = Path(__file__).resolve().parents[2]/"shared/data/weizmann"
+WEIZMANN = ROOT.parent/"shared/data/weizmann"
 
 
 def resized(frames: np.ndarray, scale: float) -> np.ndarray:

@@ -12,18 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw2 import workers
 from hw2.benchmark.workloads import in_new_process
+from hw2.core.files import ROOT
 from hw2.core.params import check_params
 from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents
 from hw2.data.split import split_manifest
 from hw2.data.video import VideoError, decode, probe
+from hw2.extraction import workers
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import Units, read_units
 
 MINI = {"fps": 2, "clip_fps": 8, "n_clips": 1, "cnn_backbone": "convnext_mini", "cnn_weights": "bundled", "cnn3d_backbone": "r2plus1d_mini",
         "cnn3d_weights": "bundled", "device": "cpu", "workers": 2}
-REAL = Path(__file__).resolve().parents[2]/"shared/data/clips"
+REAL = ROOT.parent/"shared/data/clips"
 
 
 # The corpus
@@ -249,7 +250,7 @@ def spoiled_decoder(tmp_path, monkeypatch) -> Path:
     (tmp_path/"sitecustomize.py").write_text(SPOIL)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(workers, "START", multiprocessing.get_context("spawn"))  # a server that forks would be there already
-    monkeypatch.setattr(workers, "seconds_for", lambda path: 3)
+    monkeypatch.setattr(workers, "time_limit", lambda path: 3)
     for i in range(4): video(tmp_path/f"{i}.mp4")
     return tmp_path
 
