@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,11 +22,11 @@ from torchvision.models import get_model_weights, get_weight
 from torchvision.transforms import functional as F
 from torchvision.transforms._presets import ImageClassification, VideoClassification
 
-from ..core.files import file_hash
+from ..core.files import PACKAGE, file_hash
 from .checkpoint import SUFFIXES, not_weights, read_tensors, select_tensors
 
 # %% ../../nbs/2_features/24_weights.ipynb #23a84449
-WEIGHTS = Path(find_spec("hw2").origin).parent/"weights"  # the bundled ones
+WEIGHTS = PACKAGE/"weights"  # the bundled ones
 
 
 def weights_file(

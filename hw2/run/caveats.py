@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.files import ROOT
+from ..core.files import PACKAGE
 from ..core.params import untrained
 from ..data.dataset import read_classes, read_manifest
 from ..data.near_duplicates import Background, background, background_of, describe_copy, near_duplicates, was_trained_on
@@ -100,7 +100,7 @@ def pretrained_on_classes(
 
 # %% ../../nbs/7_run/77_caveats.ipynb #6e2bad4c
 def worth_of_nearness(
-    file: str | Path = ROOT/"hw2/weights/without.csv",  # `seed_spread` of that run's 3-D feature, and a column `without`
+    file: str | Path = PACKAGE/"weights/without.csv",  # `seed_spread` of that run's 3-D feature, and a column `without`
 ) -> str:  # one sentence
     "What the 3-D network's twin reaches on the demo that never saw the primitives most like the demo's."
     spread = pd.read_csv(file)

@@ -77,13 +77,14 @@ LIBRARIES = ["av", "numpy", "opencv-python", "pandas", "pyarrow", "scikit-learn"
 
 
 def surroundings() -> dict:
-    "Versions, hardware and the git revision."
+    "Versions, hardware and, in a checkout, the git revision."
     import cv2
     import torch
     instructions = dict(torch=torch.backends.cpu.get_cpu_capability(), opencv=cv2.getCPUFeaturesLine(), mkl=os.environ.get("MKL_CBWR"))
-    git = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    git = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() if ROOT else ""
     return dict(python=platform.python_version(), versions={n: version(n) for n in LIBRARIES}, system=platform.platform(), cores=os.cpu_count(),
-                instructions=instructions, memory_gb=round(psutil.virtual_memory().total / 2**30, 1), git=git.stdout.strip() or None)
+                instructions=instructions, memory_gb=round(psutil.virtual_memory().total / 2**30, 1), git=git or None)
 
 
 def add_record(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.files import ROOT
+from ..core.files import EXPERIMENTS
 from ..core.params import FUSIONS, display_name, untrained
 from ..data.dataset import read_classes, read_manifest
 from ..demo.videos import REVERSALS
@@ -130,7 +130,7 @@ SECONDS = {"sift": 144.02, "cnn": 144.0, "cnn3d": 174.6}  # the report, section 
 
 def published_matrix(
     feature: str,  # "sift", "cnn", "cnn3d"
-    folder: str | Path = ROOT/"nbs/experiments/published",
+    folder: str | Path = EXPERIMENTS/"published",
 ) -> np.ndarray:  # (15, 15) int64
     "The confusion matrix that the report prints: Table 1, 3 or 5."
     return pd.read_csv(Path(folder)/f"{feature}_confusion.csv", index_col="class").to_numpy()
