@@ -118,7 +118,7 @@ def three_passes(
     frames, clips = lambda duration: frame_times(duration, params["fps"]), lambda duration: clip_times(duration, params["n_clips"], params["clip_fps"])
     for feature in ("sift", "cnn", "cnn3d"): (out/feature).mkdir(parents=True)
     sift_pass(files, frames, params["keypoints"], out/"sift")
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # PyTorch's defaults; hw2.networks changes the second
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # PyTorch's defaults; hw2.features.networks changes the second
         for feature, times in [("cnn", frames), ("cnn3d", clips)]:
             network, transform = torchvision_network(params[f"{feature}_backbone"], params[f"{feature}_weights"])
             network_pass(files, times, network.to(device), transform, out/feature)

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -314,9 +316,18 @@ def test_a_part_that_another_run_completed_is_not_spoiled(spoiled_decoder, monke
     extracted(spoiled_decoder, table, features=["sift"])
     before = {p: p.read_bytes() for p in (spoiled_decoder/"cache").glob("*/part-*.parquet")}
     (spoiled_decoder/"sitecustomize.py").write_text(SPOIL)
-    monkeypatch.setattr("hw2.extraction.extract.missing_chunks", lambda manifest, stores: [(manifest, list(stores))])
+    looked = []
+    monkeypatch.setattr("hw2.extraction.extract.missing_chunks", lambda manifest, stores: looked.append(stores) or [(manifest, list(stores))])
     _, skipped, _ = extracted(spoiled_decoder, table, features=["sift"])
-    assert {p: p.read_bytes() for p in before} == before and len(skipped) == 0
+    assert {p: p.read_bytes() for p in before} == before and len(skipped) == 0 and len(looked) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system has no server that forks")
+def test_a_worker_has_its_modules_from_the_server_that_forks_it():
+    "A module that is not there would be left out in silence, and every worker would import for seconds."
+    code = ("from hw2.extraction.decode import START, __name__ as wanted; import multiprocessing.forkserver as server\n"
+            "there = START.Pool(1).apply(eval, (f'{wanted!r} in __import__(\"sys\").modules',)); print(there, server._forkserver._preload_modules == [wanted])")
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout == "True True\n"
 
 
 def test_workers_that_cannot_start_stop_the_run(spoiled_decoder):

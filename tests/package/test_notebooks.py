@@ -3,10 +3,12 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -16,6 +18,7 @@ import yaml
 from nbclient import NotebookClient
 from traitlets.config import Config
 
+import hw2
 from hw2.core.files import ROOT
 from hw2.core.params import DEFAULTS, PARAMETERS, read_params
 
@@ -43,7 +46,7 @@ def code_cells(path: Path) -> list:
 
 def syntax(path: Path, exported: bool = False) -> ast.Module:
     "All code of the notebook, or what it exports, as one tree."
-    sources = [c.source for c in code_cells(path) if c.source.startswith("#| export") or not exported]
+    sources = [c.source for c in code_cells(path) if re.match(r"(#\|.*\n)*#\| ?export", c.source) or not exported]
     return ast.parse("\n".join(line for source in sources for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))))
 
 
@@ -122,15 +125,67 @@ MAY_IMPORT = {wing: set(STORY[:i]) for i, wing in enumerate(STORY)} | ASIDE
 for asked in ("data", "run"): MAY_IMPORT[asked] |= {"demo"}  # where `data: demo` asks for it
 
 
+IMPORTERS = {"import_module", "__import__", "run_module", "find_spec", "set_forkserver_preload"}  # functions whose first argument is a module's name
+
+
 def imported(tree: ast.AST) -> set[str]:
-    "The modules of the package that code imports, those inside functions included; `hw2` itself, or a name that is no module, is an error."
+    "The modules of the package that code imports, inside functions and by name as well; `hw2` itself, or a name that is no module, is an error."
     from_hw2 = [(n.module.removeprefix("hw2").lstrip("."), [a.name for a in n.names]) for n in ast.walk(tree)
                 if isinstance(n, ast.ImportFrom) and n.module and n.module.split(".")[0] == "hw2"]
-    assert not any(isinstance(n, ast.ImportFrom) and n.level for n in ast.walk(tree)), "notebooks import `hw2.wing.module`"
+    assert not any(isinstance(n, ast.ImportFrom) and n.level for n in ast.walk(tree)), "notebooks import with the whole name"
     whole = {a.name.removeprefix("hw2.") for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names if a.name.split(".")[0] == "hw2"}
-    found = {m if "." in m else f"{m}.{name}".strip(".") for m, names in from_hw2 for name in names} | whole
+    by_name = [a for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).split(".")[-1] in IMPORTERS for a in n.args[:1]]
+    assert not any(isinstance(a, ast.JoinedStr) or isinstance(a, ast.Constant) and str(a.value).startswith(".") for a in by_name), "spell the name out"
+    texts = {c.value for a in by_name for c in ast.walk(a) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+    named = {t.removeprefix("hw2.") for t in texts if t.split(".")[0] == "hw2"}
+    found = {m if "." in m else f"{m}.{name}".strip(".") for m, names in from_hw2 for name in names} | whole | named
     assert found <= {module(p) for p in LIBRARY}, found
     return found
+
+
+@pytest.mark.parametrize("code, seen", [
+    ("from hw2.data.video import probe, decode", {"data.video"}), ("from hw2.data import video, labels", {"data.video", "data.labels"}),
+    ("import hw2.run.cli, hw2.data.video as v", {"run.cli", "data.video"}), ("def f():\n    if x: from hw2.run.cli import app", {"run.cli"}),
+    ("class C:\n    async def f(self): import hw2.run.cli", {"run.cli"}), ("import importlib\nimportlib.import_module('hw2.run.cli')", {"run.cli"}),
+    ("lambda: __import__('hw2.run.cli').run", {"run.cli"}), ("START.set_forkserver_preload(['numpy', 'hw2.run.cli'])", {"run.cli"}),
+    ("runpy.run_module('hw2.run.cli')", {"run.cli"}), ("import hw2_other, os.path\nfrom hw2s.run import cli\nimport_module('numpy')", set()),
+    ("import hw2", None), ("from hw2 import Run", None), ("from hw2.run.nowhere import x", None), ("from hw2.run import nowhere", None),
+    ("import hw2.data", None), ("import_module('hw2.nowhere')", None), ("import_module(f'hw2.{wing}')", None), ("import_module('.cli', 'hw2.run')", None),
+    ("from ..run.cli import app", None), ("from . import cli", None),
+])
+def test_every_way_to_import_is_seen(code, seen):
+    "What it finds, or None where it refuses."
+    if seen is not None: assert imported(ast.parse(code)) == seen
+    else:
+        with pytest.raises(AssertionError): imported(ast.parse(code))
+
+
+MENTION = re.compile(r"(?<![\w./-])hw2\.(?!egg-info)([a-z]\w*(?:\.\w+)*)")  # hw2.features.sift.SIFT, in prose or in code
+
+
+def mentioned(text: str) -> set[str]:
+    "The names below hw2 in a text that are nowhere in the package."
+    def there(name: str) -> bool:
+        parts = name.split(".")
+        if parts[0] in hw2.__all__ and len(parts) == 1: return True
+        if ".".join(parts[:2]) not in {module(p) for p in LIBRARY}: return len(parts) == 1 and (ROOT/"hw2"/parts[0]).is_dir()
+        return len(parts) == 2 or hasattr(import_module("hw2." + ".".join(parts[:2])), parts[2])
+    return {name for name in MENTION.findall(text) if not there(name)}
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT/"nbs").rglob("[!.]*.ipynb")), *sorted((ROOT/"tests").rglob("*.py")), ROOT/"README.md", ROOT/"CONTRIBUTING.md"],
+                         ids=stem)
+def test_names_of_the_package_in_texts_are_there(path):
+    "A name that was moved is found in strings, comments and prose, where no import fails."
+    notebook = path.suffix == ".ipynb"
+    text = "\n".join(c.source for c in nbformat.read(path, 4).cells) if notebook else path.read_text(encoding="utf-8")
+    if path == Path(__file__): return  # which names modules that are not there on purpose
+    assert mentioned(text) == set()
+
+
+def test_a_name_that_was_moved_is_found():
+    text = "`hw2.features.sift.SIFT`, hw2.load, hw2.run. But hw2.sift.SIFT, hw2.features.sift.Sift, hw2.data.nowhere"
+    assert mentioned(text) == {"sift.SIFT", "features.sift.Sift", "data.nowhere"}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=stem)

@@ -203,7 +203,7 @@ def test_a_terminal_shows_a_bar_for_every_notebook(tmp_path):
     cells = [nbformat.v4.new_code_cell("from hw2.core import progress"), nbformat.v4.new_code_cell("for _ in progress(range(3), 'counting'): pass")]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path/"n.ipynb")
-    code = "from pathlib import Path; from hw2.cli import execute; [execute(Path('n.ipynb'), Path(f'{o}.ipynb'), {}) for o in ('first', 'second')]"
+    code = "from pathlib import Path; from hw2.run.cli import execute; [execute(Path('n.ipynb'), Path(f'{o}.ipynb'), {}) for o in ('first', 'second')]"
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)

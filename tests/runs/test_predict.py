@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from hw2.core.files import file_hash
 from hw2.data.dataset import read_classes
+from hw2.extraction.extract import local_chunks
 from hw2.run.cli import app
 from hw2.run.predict import predict
 from hw2.run.record import RunError, done_in
@@ -99,15 +100,12 @@ def test_only_runs_that_are_done(tiny_run, tmp_path, monkeypatch):
 
 
 def test_features_that_are_not_finite_are_no_answer(tiny_run, chosen, monkeypatch):
-    from hw2 import train
-    real = train.local_parts
-
     def spoiled(*arguments):
-        *_, (videos, units) = real(*arguments)
+        *_, (videos, units) = local_chunks(*arguments)
         units["cnn"][0].units = np.full_like(units["cnn"][0].units, np.inf)
         yield videos, units
 
-    monkeypatch.setattr(train, "local_parts", spoiled)
+    monkeypatch.setattr("hw2.run.predict.local_chunks", spoiled)
     told = predict(tiny_run.folder, [tiny_run.home/chosen["clip"].iloc[0]]).set_index("feature")
     assert (told["error"] != "").tolist() == [False, True, False, True, True] and told["pred"]["cnn (untrained)"] == ""
 

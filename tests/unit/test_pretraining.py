@@ -39,9 +39,10 @@ def test_of_the_demo_only_the_sprites_are_imported():
 @pytest.mark.parametrize("module", [hw2.pretraining.shapes, hw2.pretraining.clips, hw2.pretraining.frames, hw2.pretraining.training])
 def test_of_the_demos_drawing_only_the_pasting_is_used(module):
     tree = ast.parse(inspect.getsource(module))
-    froms = [(n.module, {a.name for a in n.names}) for n in ast.walk(tree)
-             if isinstance(n, ast.ImportFrom) and n.level == 2 and n.module.split(".")[0] == "demo"]
-    assert not any("demo" in a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names)
+    froms = [((n.module or "").removeprefix("hw2."), {a.name for a in n.names}) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert not any("demo" in a.name for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names)
+    assert not any("demo" in n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and str(n.value).startswith("hw2."))
+    froms = [(m, names) for m, names in froms if m.split(".")[0] == "demo"]
     assert {m for m, _ in froms} <= {"demo.sprites"} and {name for _, names in froms for name in names} <= DRAWING
     assert froms or module not in {hw2.pretraining.shapes, hw2.pretraining.clips, hw2.pretraining.frames}  # what is looked for is there to be found
 

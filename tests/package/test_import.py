@@ -1,0 +1,57 @@
+"""`import hw2` costs next to nothing, sets up the threads before torch is loaded, and has its names when they are asked for"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import hw2
+
+NAMES = {"Run": "hw2.run.run", "load": "hw2.run.run", "SIFT": "hw2.features.sift", "BagOfWords": "hw2.features.sift",
+         "FrameEmbeddings": "hw2.features.frames", "ClipEmbeddings": "hw2.features.clips", "MLP": "hw2.classifier.mlp"}  # and the module where each is made
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "MKL_CBWR": "AUTO"}
+
+
+def in_new_process(code: str, **variables: str):
+    "What the code prints as JSON, in a process without the variables that hw2 sets."
+    environment = {k: v for k, v in os.environ.items() if k not in THREADS} | variables
+    return json.loads(subprocess.run([sys.executable, "-c", f"import json, os, sys, time\n{code}"], env=environment, check=True, capture_output=True).stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_the_one_of_its_module(name):
+    found = getattr(hw2, name)
+    assert found is getattr(import_module(NAMES[name]), name) and (found.__module__, found.__name__) == (NAMES[name], name)
+
+
+def test_the_catalogue_is_a_module():
+    assert hw2.catalogue is import_module("hw2.features.catalogue")
+
+
+def test_these_names_and_no_others():
+    assert sorted(hw2.__all__) == sorted([*NAMES, "catalogue"])
+    with pytest.raises(AttributeError, match="module 'hw2' has no attribute 'Rnu'"): hw2.Rnu  # noqa: B018
+    assert not hasattr(hw2, "__path") and "__version__" in dir(hw2)
+
+
+def test_importing_takes_less_than_a_third_of_a_second():
+    "The best of three: another process may have the core."
+    code = "start = time.perf_counter(); import hw2; print(json.dumps(time.perf_counter() - start))"
+    assert min(in_new_process(code) for _ in range(3)) < .3
+
+
+def test_a_name_costs_nothing_before_it_is_used():
+    code = ("before = set(sys.modules); import hw2; new = sorted(set(sys.modules) - before); listed = dir(hw2); hw2.SIFT\n"
+            "print(json.dumps([new, listed, 'hw2.features.sift' in sys.modules]))")
+    new, listed, there = in_new_process(code)
+    assert [m for m in new if m.split(".")[0] not in sys.stdlib_module_names] == ["hw2"] and there
+    assert {*NAMES, "catalogue"} <= set(listed)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"MKL_CBWR": "COMPATIBLE"}])
+def test_threads_are_set_up_before_torch_unless_somebody_did(chosen):
+    code = f"import hw2; print(json.dumps([{{k: os.environ[k] for k in {list(THREADS)}}}, 'torch' in sys.modules]))"
+    assert in_new_process(code, **chosen) == [THREADS | chosen, False]
