@@ -32,7 +32,7 @@ def rights(
 def differences(
     run: str | Path,
 ) -> pd.DataFrame:  # a, b, videos, n, difference, low, high, only_a, only_b, p, p_holm, seeds_mean
-    "Every two features on the same videos: bootstrap interval of the difference and McNemar's exact test (`hw2.evaluation.significance`), and the seeds' mean difference."
+    "Every two features on the same videos: bootstrap interval of the difference and McNemar's exact test (`hw2.evaluation`), and the seeds' mean difference."
     features = list(read_metrics(run))
     tables = [compare_pairs(r[features]).assign(videos=split) for split in ("val", "test") if len(r := rights(run, split)) > 1]
     table = pd.concat(tables, ignore_index=True) if tables else compare_pairs({}).assign(videos="")

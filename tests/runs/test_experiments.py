@@ -200,7 +200,7 @@ def test_nothing_but_progress_is_said(tiny_run):
 
 def test_a_terminal_shows_a_bar_for_every_notebook(tmp_path):
     "Starting the first one imports ipykernel, which once hid the bars of all that came after it."
-    cells = [nbformat.v4.new_code_cell("from hw2.core import progress"), nbformat.v4.new_code_cell("for _ in progress(range(3), 'counting'): pass")]
+    cells = [nbformat.v4.new_code_cell("from hw2.core.progress import progress"), nbformat.v4.new_code_cell("for _ in progress(range(3), 'counting'): pass")]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path/"n.ipynb")
     code = "from pathlib import Path; from hw2.run.cli import execute; [execute(Path('n.ipynb'), Path(f'{o}.ipynb'), {}) for o in ('first', 'second')]"

@@ -213,7 +213,7 @@ def test_classes_do_not_depend_on_the_order_of_the_rows(tmp_path, labels, random
 
 def test_classes_do_not_depend_on_the_hash_seed(tmp_path):
     file = table(tmp_path, "path,label\n" + "".join(f"{i}.mp4,{['1', '01', '001', '2'][i % 4]}\n" for i in range(8)))
-    code = f"from hw2.data import from_csv; print(from_csv({str(file)!r}).classes)"
+    code = f"from hw2.data.dataset import from_csv; print(from_csv({str(file)!r}).classes)"
     told = {subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True).stdout
             for seed in "123"}
     assert told == {"['001', '01', '1', '2']\n"}

@@ -131,7 +131,8 @@ def test_a_sampled_vocabulary_costs_little_inertia():
 
 def test_words_and_histograms_are_the_same_bytes_in_processes_with_one_thread_and_two(tmp_path):
     np.save(tmp_path/"videos.npy", blobs(7680).reshape(-1, 8, 32, 128))
-    code = ("import hashlib, sys; import numpy as np; from hw2.features.sift import BagOfWords; videos = list(np.load(sys.argv[1])); bag = BagOfWords(24).fit(videos); "
+    code = ("import hashlib, sys; import numpy as np; from hw2.features.sift import BagOfWords\n"
+            "videos = list(np.load(sys.argv[1])); bag = BagOfWords(24).fit(videos); "
             "print(hashlib.sha256(bag.vocabulary_.words_.tobytes() + bag.transform(videos).tobytes()).hexdigest())")
     said = [subprocess.run([sys.executable, "-c", code, tmp_path/"videos.npy"], env=os.environ | {f"{of}_NUM_THREADS": n for of in ("OMP", "OPENBLAS", "MKL")},
                            cwd=ROOT, check=True, capture_output=True, text=True).stdout for n in ("1", "2")]
