@@ -1,24 +1,18 @@
 """Bad input: a clear error that names the thing, and nothing lost"""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from hw2.classifier.train import train_feature
 from hw2.core.devices import pick_device
 from hw2.core.files import ROOT
 from hw2.core.params import ParameterError, check_params, read_params
 from hw2.data.source import dataset_of
-from hw2.data.video import VideoError, probe
-from hw2.evaluation.submission import submission
 from hw2.extraction.extract import extract, stores_of
-from hw2.extraction.store import read_units
 from hw2.features.backbone import Backbone, embed
 from hw2.features.networks import WeightsError, build
 from hw2.features.sift import BagOfWords
@@ -28,68 +22,6 @@ from hw2.run.predict import predict
 from hw2.run.record import RunError, open_run
 
 MINI = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu", "cnn_backbone": "convnext_mini", "cnn_weights": "random"}
-
-
-# Videos
-
-
-BAD = {"absent": "no such file", "empty": "empty file (0 bytes)", "text": "Invalid data", "half": "Invalid data", "folder": "a folder, not a file"}
-
-
-@pytest.fixture(scope="module")
-def spoiled(tiny_demo, tmp_path_factory):
-    "A course set of two classes with bad videos, three test videos and a stray: (dataset, parameters, what was left out)."
-    root, labels = tmp_path_factory.mktemp("spoiled"), pd.read_csv(tiny_demo/"labels/train_val.csv")
-    good = [(id, label) for label, k in [("ball", 0), ("swing", 3)] for id in labels["Id"][labels["Category"] == k]]  # six each
-    split = ["val" if i % 6 == 5 else "train" for i in range(len(good))]
-    tables = {"cls_map": "Label,Category\n0,ball\n1,swing\n", "test_for_students": "Id,Category\ntest_good,\ntest_bad,\ntest_gone,\n",
-              "train_val": "\n".join(["Id,Category", *(f"{id},{label}" for id, label in good), *(f"{id},ball" for id in BAD)]),
-              "split": "\n".join(["Id,Split", *(f"{id},{s}" for (id, _), s in zip(good, split)), *(f"{id},train" for id in BAD)])}
-    videos, first = root/"c/videos", tiny_demo/f"videos/{good[0][0]}.mp4"
-    for folder in (videos, root/"c/labels"): folder.mkdir(parents=True)
-    for name, text in tables.items(): (root/f"c/labels/{name}.csv").write_text(text)
-    for id, _ in good: shutil.copy(tiny_demo/f"videos/{id}.mp4", videos)
-    for name in ["test_good", "stray"]: shutil.copy(first, videos/f"{name}.mp4")
-    (videos/"empty.mp4").touch()
-    (videos/"folder.mp4").mkdir()
-    (videos/"text.mp4").write_text("this is not a video\n" * 50)
-    (videos/"half.mp4").write_bytes(first.read_bytes()[:first.stat().st_size // 2])
-    shutil.copy(videos/"text.mp4", videos/"test_bad.mp4")
-    params = check_params(MINI | {"data": str(root/"c"), "cache": str(root/"cache")})
-    dataset = dataset_of(params)
-    return dataset, params, extract(dataset, params)
-
-
-@pytest.mark.parametrize("name, cause", BAD.items())
-def test_a_bad_video_is_listed_with_its_cause(name, cause, spoiled):
-    dataset, _, skipped = spoiled
-    row, = skipped[skipped["id"] == name].itertuples()
-    assert row.path == f"videos/{name}.mp4" and cause in row.cause
-    with pytest.raises(VideoError) as error: probe(dataset.root/row.path)
-    assert f"{name}.mp4" in str(error.value)
-
-
-def test_a_label_without_video_and_a_video_without_label_are_listed(spoiled):
-    skipped = spoiled[2]
-    assert skipped[skipped["id"] == "absent"]["cause"].tolist() == ["no such file"]
-    assert skipped[skipped["id"] == ""][["path", "cause"]].to_numpy().tolist() == [["videos/stray.mp4", "no label names this file"]]
-    assert set(skipped["id"]) == {*BAD, "test_bad", "test_gone", ""}
-
-
-def test_bad_videos_are_counted_and_left_out(spoiled):
-    dataset, params, _ = spoiled
-    units = read_units(stores_of(params)["sift"][1], dataset.manifest)
-    assert [i for i, u in zip(dataset.manifest["id"], units) if u.units is None] == [*BAD, "test_bad", "test_gone"]
-    result = train_feature("sift", units, dataset.manifest, dataset.classes, params)
-    assert result.metrics["skipped"] == {"train": len(BAD), "val": 0, "test": 2} and len(result.X) == 13 and result.X.any(1).all()
-    assert result.predictions["id"].tolist()[-1] == "test_good" and len(result.predictions) == 3
-    handed_in = submission(dataset.manifest, result.predictions)
-    assert handed_in["Id"].tolist() == ["test_good", "test_bad", "test_gone"] and handed_in["Category"].isin([0, 1]).all()
-
-
-def test_stopping_at_a_bad_video_names_it(spoiled):
-    dataset, params, _ = spoiled
-    with pytest.raises(VideoError, match="absent.mp4: no such file"): extract(dataset, params | {"on_error": "stop"})
 
 
 # Words, networks, weights
@@ -141,9 +73,10 @@ def test_weights_that_do_not_fit(misfits):
     embed(backbone(), np.zeros((1, 3, 96, 96), np.float32))  # the network itself is fine
 
 
-def test_weights_that_do_not_fit_stop_the_extraction(misfits, spoiled, tmp_path):
-    dataset, params, _ = spoiled
-    params = params | {"features": ["cnn"], "cnn_weights": str(misfits["fewer.safetensors"]), "cache": str(tmp_path/"cache")}
+def test_weights_that_do_not_fit_stop_the_extraction(misfits, tiny_demo, tmp_path):
+    changed = {"data": str(tiny_demo), "features": ["cnn"], "cnn_weights": str(misfits["fewer.safetensors"]), "cache": str(tmp_path/"cache")}
+    params = check_params(MINI | changed)
+    dataset = dataset_of(params)
     with pytest.raises(WeightsError, match="fewer.safetensors does not fit ConvNeXt: .*tensors needed are missing.*features.0.1.bias"): extract(dataset, params)
     assert not list((tmp_path/"cache").rglob("part-*"))
 

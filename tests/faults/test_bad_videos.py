@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import pandas as pd
 import pytest
 
 from hw2.benchmark.workloads import in_new_process
+from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import check_params
 from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents
+from hw2.data.source import dataset_of
 from hw2.data.split import split_manifest
 from hw2.data.video import VideoError, decode, probe
+from hw2.evaluation.submission import submission
 from hw2.extraction import workers
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import Units, read_units
@@ -224,6 +228,69 @@ def test_names_that_are_no_text_are_strays(tmp_path):
     for name in [b"x/good.mp4", b"x/\xff.mp4", b"y/good.mp4"]: Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
     dataset = from_folders(tmp_path)
     assert dataset.manifest["id"].tolist() == ["x/good.mp4", "y/good.mp4"] and dataset.strays == ["x/\\xff.mp4"]
+
+
+# In a set of the course's form
+
+
+SIFT_ONLY = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu"}
+OF_COURSE = {"absent": "no such file", "empty": "empty file (0 bytes)", "text": "Invalid data", "half": "Invalid data", "folder": "a folder, not a file"}
+
+
+@pytest.fixture(scope="module")
+def course(tiny_demo, tmp_path_factory):
+    "A course set of two classes with bad videos, three test videos and a stray: (dataset, parameters, what was left out)."
+    root, labels = tmp_path_factory.mktemp("spoiled"), pd.read_csv(tiny_demo/"labels/train_val.csv")
+    good = [(id, label) for label, k in [("ball", 0), ("swing", 3)] for id in labels["Id"][labels["Category"] == k]]  # six each
+    split = ["val" if i % 6 == 5 else "train" for i in range(len(good))]
+    tables = {"cls_map": "Label,Category\n0,ball\n1,swing\n", "test_for_students": "Id,Category\ntest_good,\ntest_bad,\ntest_gone,\n",
+              "train_val": "\n".join(["Id,Category", *(f"{id},{label}" for id, label in good), *(f"{id},ball" for id in OF_COURSE)]),
+              "split": "\n".join(["Id,Split", *(f"{id},{s}" for (id, _), s in zip(good, split)), *(f"{id},train" for id in OF_COURSE)])}
+    videos, first = root/"c/videos", tiny_demo/f"videos/{good[0][0]}.mp4"
+    for folder in (videos, root/"c/labels"): folder.mkdir(parents=True)
+    for name, text in tables.items(): (root/f"c/labels/{name}.csv").write_text(text)
+    for id, _ in good: shutil.copy(tiny_demo/f"videos/{id}.mp4", videos)
+    for name in ["test_good", "stray"]: shutil.copy(first, videos/f"{name}.mp4")
+    (videos/"empty.mp4").touch()
+    (videos/"folder.mp4").mkdir()
+    (videos/"text.mp4").write_text("this is not a video\n" * 50)
+    (videos/"half.mp4").write_bytes(first.read_bytes()[:first.stat().st_size // 2])
+    shutil.copy(videos/"text.mp4", videos/"test_bad.mp4")
+    params = check_params(SIFT_ONLY | {"data": str(root/"c"), "cache": str(root/"cache")})
+    dataset = dataset_of(params)
+    return dataset, params, extract(dataset, params)
+
+
+@pytest.mark.parametrize("name, cause", OF_COURSE.items())
+def test_a_bad_video_of_the_course_is_listed_with_its_cause(name, cause, course):
+    dataset, _, skipped = course
+    row, = skipped[skipped["id"] == name].itertuples()
+    assert row.path == f"videos/{name}.mp4" and cause in row.cause
+    with pytest.raises(VideoError) as error: probe(dataset.root/row.path)
+    assert f"{name}.mp4" in str(error.value)
+
+
+def test_a_label_without_video_and_a_video_without_label_are_listed(course):
+    skipped = course[2]
+    assert skipped[skipped["id"] == "absent"]["cause"].tolist() == ["no such file"]
+    assert skipped[skipped["id"] == ""][["path", "cause"]].to_numpy().tolist() == [["videos/stray.mp4", "no label names this file"]]
+    assert set(skipped["id"]) == {*OF_COURSE, "test_bad", "test_gone", ""}
+
+
+def test_bad_videos_are_counted_and_left_out(course):
+    dataset, params, _ = course
+    units = read_units(stores_of(params)["sift"][1], dataset.manifest)
+    assert [i for i, u in zip(dataset.manifest["id"], units) if u.units is None] == [*OF_COURSE, "test_bad", "test_gone"]
+    result = train_feature("sift", units, dataset.manifest, dataset.classes, params)
+    assert result.metrics["skipped"] == {"train": len(OF_COURSE), "val": 0, "test": 2} and len(result.X) == 13 and result.X.any(1).all()
+    assert result.predictions["id"].tolist()[-1] == "test_good" and len(result.predictions) == 3
+    handed_in = submission(dataset.manifest, result.predictions)
+    assert handed_in["Id"].tolist() == ["test_good", "test_bad", "test_gone"] and handed_in["Category"].isin([0, 1]).all()
+
+
+def test_stopping_at_a_bad_video_names_it(course):
+    dataset, params, _ = course
+    with pytest.raises(VideoError, match="absent.mp4: no such file"): extract(dataset, params | {"on_error": "stop"})
 
 
 # Processes that are lost
