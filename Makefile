@@ -9,14 +9,14 @@ TIMED = start=$$SECONDS; trap 'echo "$(notdir $@): $$((SECONDS - start)) s"' EXI
 
 help:
 	@echo "make report   draw the demo set, extract, train, report: runs/demo/report.html and figures/"
-	@echo "make test     notebooks, export, experiments, oracles, faults"
+	@echo "make test     every test: package (notebooks, export, imports, wheel), unit, runs, faults, browser"
 	@echo "make soak     30 kills of a run and 500 mutated videos, where make test has a few"
 	@echo "make lab      JupyterLab on the notebooks"
 	@echo "make ablation one factor at a time on the demo set, 29 short runs: figures/ablation.*; what is done is not done again"
 	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
 	@echo "make clean    remove .venv and all runs"
 
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): constraints.txt pyproject.toml setup.py
 	@$(TIMED); set -e; echo "making .venv with $(PYTHON): some minutes, 2 GB, more with CUDA"; \
 	$(PYTHON) -m venv --clear .venv; \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \

@@ -168,7 +168,7 @@ def mentioned(text: str) -> set[str]:
     "The names below hw2 in a text that are nowhere in the package."
     def there(name: str) -> bool:
         parts = name.split(".")
-        if parts[0] in hw2.__all__ and len(parts) == 1: return True
+        if len(parts) == 1 and parts[0] in {*hw2.__all__, "experiments"}: return True  # which a wheel has
         if ".".join(parts[:2]) not in {module(p) for p in LIBRARY}: return len(parts) == 1 and (ROOT/"hw2"/parts[0]).is_dir()
         return len(parts) == 2 or hasattr(import_module("hw2." + ".".join(parts[:2])), parts[2])
     taken = [f"{m.lstrip('.')}.{name.split()[0]}".strip(".") for m, names in TAKEN.findall(text) for name in names.split(",")]
@@ -185,6 +185,13 @@ def test_names_of_the_package_in_texts_are_there(path):
     "A name that was moved is found in strings, comments and prose, where no import fails."
     cells = [c.source for c in nbformat.read(path, 4).cells] if path.suffix == ".ipynb" else [path.read_text(encoding="utf-8")]
     assert mentioned("\n".join(cells)) == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name):
+    text = (ROOT/name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)|<img src=\"([^\"]+)|`((?:nbs|tests|hw2)/[\w./]+)`", text)
+    assert [to for link in links for to in link if to and not (ROOT/to).exists()] == []
 
 
 def test_a_name_that_was_moved_is_found():
