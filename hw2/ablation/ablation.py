@@ -23,7 +23,7 @@ from ..core.params import PARAMETERS, ParameterError, check_params, read_mapping
 from ..report.plots import save_figure
 from ..report.tables import one_line, to_markdown
 from ..run.record import run_params
-from ..run.run import display_name_of, read_metrics, read_stages
+from ..run.run import Run
 
 # %% ../../nbs/ablation/2_ablation.ipynb #44bf58d9
 CLASSIFIER = ("hidden", "dropout", "lr", "t_0", "batch_size", "max_epochs", "patience")
@@ -151,15 +151,15 @@ def standard_error(
 
 # %% ../../nbs/ablation/2_ablation.ipynb #bc09c7cc
 def _spread(
-    run: Path,
+    run: Run,
     feature: str,
 ) -> list[dict]:  # one for each split with labels
     "Top-1 over the seeds of one run, and the seconds that its training notebook took."
-    m, seconds = read_metrics(run)[feature], read_stages(run)[f"train_{feature}"]["seconds"]
+    m, seconds = run.metrics[feature], run.stages[f"train_{feature}"]["seconds"]
     rows = []
     for split in ("val", "test"):
         top1 = [s[f"{split}_top1"] for s in m["seeds"] if s[f"{split}_top1"] is not None]
-        if top1: rows.append(dict(feature=display_name_of(run, feature), split=split, mean=float(np.mean(top1)), lowest=min(top1), highest=max(top1),
+        if top1: rows.append(dict(feature=run.display_name(feature), split=split, mean=float(np.mean(top1)), lowest=min(top1), highest=max(top1),
                                   se=standard_error(top1, m[f"n_{split}"]), seeds=len(top1), n=m[f"n_{split}"], seconds=seconds))
     return rows
 
@@ -170,7 +170,7 @@ def collect(
 ) -> pd.DataFrame:  # factor, value, base, feature, split, mean, lowest, highest, se, seeds, n, seconds
     "What all settings reached."
     rows = [dict(factor=s.factor, value=s.value, base=not s.new) | row for s in settings(sweep) for f in s.features
-            for row in _spread(Path(runs)/(s.run if f in s.new else "base"), f)]
+            for row in _spread(Run(Path(runs)/(s.run if f in s.new else "base")), f)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/ablation/2_ablation.ipynb #defa5860

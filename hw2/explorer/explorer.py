@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 
 from ..core.params import videos_root
-from ..data.dataset import read_classes
 from ..data.video import VideoError
 from .browser_video import browser_clip
 from .matrix_widget import MatrixWidget
 from ..report.tables import printable
 from ..run.predictions import all_predictions, cell_videos, first_cell, neighbours, runs_in, trained
-from ..run.record import RunError, run_params
-from ..run.run import display_name_of, run_matrix, split_name
+from ..run.record import RunError
+from ..run.run import Run
 
 # %% ../../nbs/explorer/3_explorer.ipynb #227ca0e5
 def _text(value) -> str:
@@ -78,13 +77,13 @@ def answer_table(
 
 # %% ../../nbs/explorer/3_explorer.ipynb #7ac6fd28
 def videos_page(
-    run: str | Path,
+    run: Run,
     videos: pd.DataFrame,  # rows of `all_predictions`, few
     feature: str,
     k: int = 4,  # nearest training videos of each
 ) -> str:  # HTML
     "Each video with every feature's answer and its nearest training videos, all playing."
-    root, classes, features = videos_root(run_params(run)), read_classes(Path(run)/"classes.csv"), {f: display_name_of(run, f) for f in trained(run)}
+    root, classes, features = videos_root(run.params), run.classes, {f: run.display_name(f) for f in trained(run)}
     near, why = pd.DataFrame(columns=["of", "id", "path", "label", "distance"]), ""
     try: near = neighbours(run, feature, videos.index.tolist(), k)
     except (OSError, ValueError) as e: why = f'<div class="hw2-note">Nearest training videos cannot be told: {_text(_why(e))}.</div>'
@@ -202,11 +201,12 @@ class _Steps(_Panel):
         feature, split = self.feature.value, self.split.value
         self._clear(self.feature, self.split)
         if not name: raise RunError(f"{self.folder}: no run with predictions here; make report leaves one named demo")
-        self.home, self.told, self.classes = self.folder/name, all_predictions(self.folder/name), read_classes(self.folder/name/"classes.csv")
-        self.kinds = {split: split_name(self.home, split) for split in ("val", "test")}
+        self.shown = Run(self.folder/name)
+        self.told, self.classes = all_predictions(self.shown), self.shown.classes
+        self.kinds = {split: self.shown.split_name(split) for split in ("val", "test")}
         known = set(self.told["split"][self.told["label"].notna()])
-        if not known: raise RunError(f"{self.home}: the label of no predicted video is known")
-        _offer(self.feature, [(display_name_of(self.home, f), f) for f in trained(self.home)], feature)
+        if not known: raise RunError(f"{self.shown.folder}: the label of no predicted video is known")
+        _offer(self.feature, [(self.shown.display_name(f), f) for f in trained(self.shown)], feature)
         _offer(self.split, [(name, s) for s, name in self.kinds.items() if s in known], split)
         self.show_result()
 
@@ -214,7 +214,7 @@ class _Steps(_Panel):
         "Another matrix; the cell stays."
         self._clear()
         f = self.feature.value
-        self.counts, self.name = run_matrix(self.home, f, self.split.value), display_name_of(self.home, f)
+        self.counts, self.name = self.shown.confusion(f, self.split.value), self.shown.display_name(f)
         n = self.counts.sum()
         self.matrix.draw(self.counts, self.classes, f"{self.name}: {n:,} {self.kinds[self.split.value]} videos · top-1 {np.trace(self.counts) / max(n, 1):.3f}")
         self.show_cell(*(cell if cell and None not in cell else first_cell(self.counts)))
@@ -232,7 +232,7 @@ class _Steps(_Panel):
         self.page, here = page, self.found.iloc[page * self.n:(page + 1) * self.n]
         sentence = cell_sentence(self.counts, *self.cell, self.classes, self.name, self.kinds[self.split.value])
         self.videos.add_class("hw2-waiting")
-        try: self._say(sentence, videos_page(self.home, here, self.feature.value, self.k) if len(here) else "")
+        try: self._say(sentence, videos_page(self.shown, here, self.feature.value, self.k) if len(here) else "")
         finally: self.videos.remove_class("hw2-waiting")
         first, last, of = page * self.n, page * self.n + len(here), len(self.found)
         self.where.value, self.back.disabled, self.on.disabled = f"{first + 1} to {last} of {of}", first == 0, last == of

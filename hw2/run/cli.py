@@ -135,7 +135,7 @@ def run(file, pairs, name, dry_run):
     for f in params["features"]: execute(EXPERIMENTS/"train.ipynb", folder/f"train_{f}.ipynb", own | {"feature": f})
     if len(params["features"]) > 1: execute(EXPERIMENTS/"fuse.ipynb", folder/"fuse.ipynb", own)
     report = execute(EXPERIMENTS/"report.ipynb", folder/"report.ipynb", own)
-    from hw2.run.publish import write_html
+    from hw2.report.html import write_html
     write_html(report, folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
     took = total.done()
     click.echo((folder/"figures/summary.md").read_text(encoding="utf-8"))

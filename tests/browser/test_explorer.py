@@ -27,8 +27,7 @@ from hw2.data.video import decode, probe, write_video
 from hw2.explorer.explorer import videos_page
 from hw2.explorer.matrix_widget import MatrixWidget
 from hw2.run.predictions import all_predictions, cell_videos, first_cell, neighbours
-from hw2.run.results import load
-from hw2.run.run import run_matrix
+from hw2.run.run import Run, load
 
 NOTEBOOK = ROOT/"nbs/experiments/explore.ipynb"
 OLD = 3  # the class whose videos are MPEG-4 in .avi
@@ -71,11 +70,11 @@ def notebook_for(run: Path) -> nbformat.NotebookNode:
 
 @pytest.mark.parametrize("feature", ["sift", "cnn", "cnn3d"])
 def test_every_cell_holds_the_videos_that_the_matrix_counts(feature, run):
-    told, given = all_predictions(run), pd.read_csv(run/feature/"predictions.csv").set_index("id")
+    told, given = all_predictions(Run(run)), pd.read_csv(run/feature/"predictions.csv").set_index("id")
     assert len(told) == 45
     for split in ("val", "test"):
         cells = {(i, j): cell_videos(told, feature, i, j, split) for i in range(15) for j in range(15)}
-        assert [len(d) for d in cells.values()] == run_matrix(run, feature, split).ravel().tolist()
+        assert [len(d) for d in cells.values()] == Run(run).confusion(feature, split).ravel().tolist()
         for (i, j), d in cells.items():
             assert (d["label"] == i).all() and (given.loc[d.index, "pred"] == j).all() and d[f"p_{feature}"].is_monotonic_decreasing
             assert np.allclose(d[f"true_{feature}"].astype(float), given.loc[d.index, f"p_{i}"])
@@ -86,7 +85,7 @@ def test_neighbours_are_those_that_brute_force_finds(feature, run):
     X, y, rows = load(run, feature)
     unit, train = X / np.linalg.norm(X, axis=1, keepdims=True), np.flatnonzero(rows["split"] == "train")
     asked = rows.index[rows["split"] != "train"][::7]
-    near = neighbours(run, feature, rows["id"][asked].tolist(), 5)
+    near = neighbours(Run(run), feature, rows["id"][asked].tolist(), 5)
     assert near["of"].tolist() == [i for i in rows["id"][asked] for _ in range(5)]
     far = 1 - unit[asked] @ unit[train].T
     np.testing.assert_allclose(near["distance"].to_numpy().reshape(-1, 5), np.sort(far, axis=1)[:, :5], atol=1e-5)
@@ -94,7 +93,7 @@ def test_neighbours_are_those_that_brute_force_finds(feature, run):
 
 
 def test_a_video_that_vanished_and_one_that_is_damaged_cost_themselves_only(run):
-    told = all_predictions(run)
+    told = all_predictions(Run(run))
     three = told[(told["split"] == "val") & (told["label"] != OLD)].iloc[:3]
     paths, root = three["path"].tolist(), run.parents[1]/"set"
     before = [(root/p).read_bytes() for p in paths]
@@ -131,7 +130,7 @@ print(repr(seen))
 
 def test_callbacks_in_a_kernel(run, tmp_path):
     "The notebook runs without a word on stderr; messages such as the browser sends choose cells, and the sentence counts what the matrix counts."
-    counts, classes = {f: run_matrix(run, f) for f in ("sift", "cnn3d")}, read_classes(run/"classes.csv")
+    counts, classes = {f: Run(run).confusion(f) for f in ("sift", "cnn3d")}, read_classes(run/"classes.csv")
     cells = [(0, 0), first_cell(counts["sift"]), (14, 0), (7, 14)]
     notebook = notebook_for(run)
     notebook.cells.append(nbformat.v4.new_code_cell(CALLBACKS.replace("CELLS", repr(cells))))
@@ -188,7 +187,7 @@ def answers_at(url: str) -> bool:
 
 def place_of(run: Path, feature: str, cell: tuple[int, int]) -> tuple[float, float]:
     "Where in the canvas a cell is, as shares of its width and height from the upper left corner."
-    matrix, C = MatrixWidget(print), run_matrix(run, feature)
+    matrix, C = MatrixWidget(print), Run(run).confusion(feature)
     matrix.draw(C, read_classes(run/"classes.csv"), f"{feature}: {C.sum()} validation videos · top-1 {np.trace(C) / C.sum():.3f}")
     matrix.canvas.draw()
     x, y = matrix.axes.transData.transform((cell[1] + .5, cell[0] + .5)) / matrix.figure.bbox.size
@@ -204,7 +203,7 @@ PLAYS = "kind => { const v = document.querySelector(kind + ' video'); return v.c
 def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
     "Run all cells, click a cell of the matrix, choose another feature: the cell's videos play, also those that had to be encoded anew."
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    C, classes = run_matrix(run, "sift"), read_classes(run/"classes.csv")
+    C, classes = Run(run).confusion("sift"), read_classes(run/"classes.csv")
     cells = [cell for cell in map(tuple, np.argwhere(C).tolist()) if cell != first_cell(C)]
     old, other = next(c for c in cells if c[0] == OLD), next(c for c in cells if c[0] != OLD)
     with playwright.sync_playwright() as p:

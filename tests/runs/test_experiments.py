@@ -34,7 +34,7 @@ from hw2.demo.videos import CLASSES
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import CHUNK, read_units
 from hw2.run.cli import app
-from hw2.run.results import load
+from hw2.run.run import load
 
 EXPERIMENTS = ROOT/"nbs/experiments"
 FEATURES = {"sift": 128, "cnn": 256, "cnn3d": 128}

@@ -17,11 +17,12 @@ from hw2.report.plots import save_figure
 
 ALL = """
 import sys
-from pathlib import Path
-from hw2.run.gallery import write_confused, write_contact_sheet, write_keypoints, write_map, write_recall, write_seeds, write_words
-run = Path(sys.argv[1])
-for write in (write_contact_sheet, write_keypoints, write_words, write_recall, write_seeds): assert write(run), write
-for feature in ("sift", "cnn", "cnn3d"): assert write_map(run, feature) and write_confused(run, feature)
+from hw2.run.figures import write_photos, write_plot
+from hw2.run.run import Run
+run = Run(sys.argv[1])
+for name, figure in [("classes", run.plot_classes()), ("keypoints", run.plot_keypoints()), ("words", run.plot_words())]: assert write_photos(run, name, figure)
+for name, axes in [("recall", run.plot_recalls()), ("seeds", run.plot_seeds())]: assert write_plot(run, name, axes)
+for f in run.features: assert write_plot(run, f"map_{f}", run.plot_map(f)) and write_photos(run, f"confused_{f}", run.plot_confused(f))
 """
 NAMES = {"classes", "keypoints", "words", "recall", "seeds", *(f"{kind}_{f}" for kind in ("map", "confused") for f in ("sift", "cnn", "cnn3d"))}
 
