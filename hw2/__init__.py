@@ -1,4 +1,4 @@
-"""How much of a video's label does each kind of feature carry? The names below are imported when they are first used"""
+"""How much of a video's label does each kind of feature carry? The names of `__all__` are imported at their first use"""
 
 import os
 from importlib import import_module
@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _MODULES = {"Run": "hw2.run.run", "load": "hw2.run.run", "SIFT": "hw2.features.sift", "BagOfWords": "hw2.features.sift",
             "FrameEmbeddings": "hw2.features.frames", "ClipEmbeddings": "hw2.features.clips", "MLP": "hw2.classifier.mlp",
-            "catalogue": "hw2.features.catalogue"}  # where each name is defined; a module's own last name is the module
+            "catalogue": "hw2.features.catalogue"}  # where each name is made; the catalogue is the module itself
 __all__ = list(_MODULES)
 
 
