@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..classifier.probes import majority
 from ..core.files import ROOT
 from ..core.params import FUSIONS, display_name, untrained
 from ..data.dataset import read_classes, read_manifest
@@ -214,13 +215,7 @@ def majority_baseline(
     run: str | Path,
 ) -> dict:  # val_top1, test_top1, n_val, n_test; a top-1 is None without labels
     "Top-1 of always answering the most frequent class of the training videos; with folds, of each fold's training videos."
-    rows = _readable(run).dropna(subset="label")
-    train, val, test = (rows[rows["split"] == s] for s in ("train", "val", "test"))
-    parts = [(val[val["fold"] != g], d) for g, d in val.groupby("fold")] or [(train, val)]
-    right = sum(int((d["label"] == known["label"].mode()[0]).sum()) for known, d in parts)
-    always = (train if len(train) else val)["label"].mode()[0]  # with folds all of them have been trained on
-    test_top1 = float((test["label"] == always).mean()) if len(test) else None
-    return dict(val_top1=right / len(val) if len(val) else None, test_top1=test_top1, n_val=len(val), n_test=len(test))
+    return majority(_readable(run))
 
 # %% ../../nbs/7_run/72_run.ipynb #d5dbe67f
 SUMMARY = ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
