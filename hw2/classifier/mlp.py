@@ -50,15 +50,15 @@ def train_epochs(
     t_0: int,
     batch_size: int,
     max_epochs: int,
-    patience: int,
+    patience: int | None,  # epochs without a strict rise of validation top-1
 ) -> tuple[pd.DataFrame, int]:  # the history, with columns `HISTORY`, and the epoch whose weights the model has
-    "Train with early stopping."
+    "Train with early stopping; draws from torch's default generator."
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
     scheduler = CosineAnnealingWarmRestarts(optimizer, t_0)
     history, best, best_top1, weights = [], 0, -1.0, {}
     for epoch in range(max_epochs):
         model.train()
-        rate, loss_sum, correct, seen = scheduler.get_last_lr()[0], 0.0, 0, 0
+        loss_sum, correct, seen, rate = 0.0, 0, 0, scheduler.get_last_lr()[0]
         for batch in torch.randperm(len(y)).split(batch_size):  # (b,) positions
             if len(batch) == 1: continue  # BatchNorm needs two
             logits = model(X[batch])  # (b, n_classes)
@@ -66,12 +66,13 @@ def train_epochs(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            loss_sum, correct, seen = loss_sum + loss.item() * len(batch), correct + (logits.argmax(1) == y[batch]).sum().item(), seen + len(batch)
+            loss_sum += loss.item() * len(batch)
+            correct += (logits.argmax(1) == y[batch]).sum().item()
+            seen += len(batch)
         scheduler.step()
-        model.eval()
         loss = top1 = None
         if X_val is not None:
-            with torch.no_grad(): logits = model(X_val)  # (m, n_classes)
+            with torch.no_grad(): logits = model.eval()(X_val)  # (m, n_classes)
             loss, top1 = F.cross_entropy(logits, y_val).item(), (logits.argmax(1) == y_val).float().mean().item()
         history.append((epoch, rate, loss_sum / seen, correct / seen, loss, top1))
         if top1 is None or top1 > best_top1: best, best_top1, weights = epoch, top1, copy.deepcopy(model.state_dict())
@@ -81,7 +82,7 @@ def train_epochs(
 
 # %% ../../nbs/5_classifier/50_mlp.ipynb #1d5abb66
 class MLP(ClassifierMixin, BaseEstimator):
-    "The report's classifier; its defaults are the report's."
+    "The report's classifier; the defaults are those of the report's ablation."
     def __init__(
         self,
         hidden: int = 256,  # neurons in the hidden layer
@@ -104,12 +105,12 @@ class MLP(ClassifierMixin, BaseEstimator):
         y: np.ndarray,  # (n,) labels
         X_val: np.ndarray | None = None,  # (m, dim); looked at after every epoch, when there is patience
         y_val: np.ndarray | None = None,  # (m,)
-        classes: Sequence | None = None,  # all labels, sorted; None: those in y
+        classes: Sequence | None = None,  # all labels; None: those in y
     ) -> "MLP":  # itself, with `model_`, `history_`, `best_epoch_` and `classes_`
         "Train; the best validation epoch's weights are kept, without validation the last ones."
         self.classes_, tensors = training_tensors(self, X, y, X_val, y_val, classes)
         self.model_, seed = initial_mlp(self, X.shape[1])
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self.device] * self.device.startswith("cuda")):
             torch.manual_seed(seed)
             self.history_, self.best_epoch_ = train_epochs(self.model_, *tensors, self.lr, self.t_0, self.batch_size, self.max_epochs, self.patience)
         return self
@@ -141,16 +142,16 @@ def training_tensors(
     y: np.ndarray,  # (n,)
     X_val: np.ndarray | None,  # (..., m, dim)
     y_val: np.ndarray | None,  # (m,)
-    classes: Sequence | None,  # all labels, sorted; None: those in y
+    classes: Sequence | None,  # all labels; None: those in y
 ) -> tuple[np.ndarray, list[torch.Tensor | None]]:  # all labels; X, y, X_val, y_val on the device, y as positions among them
     "Check what is to be trained on; raises `ValueError` for fewer than two videos, as small a batch, or an unknown label."
     if X.shape[-2] < 2: raise ValueError(f"{X.shape[-2]} training videos; at least 2 are needed")
     if mlp.batch_size < 2: raise ValueError(f"batch_size {mlp.batch_size}: BatchNorm needs at least 2 videos")
     stopping = mlp.patience is not None and X_val is not None and X_val.shape[-2] > 0
-    classes, labels = np.unique(y) if classes is None else np.asarray(classes), [y, *[y_val] * stopping]
+    classes, labels = np.unique(y if classes is None else classes), [y, *[y_val] * stopping]
     unknown = np.setdiff1d(np.concatenate(labels), classes)
     if len(unknown): raise ValueError(f"label {unknown[0]} is not among the classes {', '.join(map(str, classes))}; give all of them as `classes`")
-    to = lambda a, dtype: torch.as_tensor(a, dtype=dtype, device=mlp.device)
+    to = lambda a, dtype: torch.as_tensor(np.asarray(a), dtype=dtype, device=mlp.device)
     pair = lambda X, y: [to(X, torch.float32), to(np.searchsorted(classes, y), torch.int64)]
     return classes, pair(X, y) + (pair(X_val, y_val) if stopping else [None, None])
 

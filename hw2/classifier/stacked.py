@@ -173,7 +173,7 @@ def fit_together(
     y: np.ndarray,  # (n,) labels
     X_val: np.ndarray | None = None,  # (m, dim) or (s, m, dim); looked at after every epoch, when there is patience
     y_val: np.ndarray | None = None,  # (m,)
-    classes: Sequence | None = None,  # all labels, sorted; None: those in y
+    classes: Sequence | None = None,  # all labels; None: those in y
 ) -> Sequence[MLP]:  # the same, fitted
     "`MLP.fit` for several seeds at once; raises `ValueError` where it does, and for MLPs that differ in more than `random_state`."
     settings = [mlp.get_params() | {"random_state": None} for mlp in mlps]

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from .fold import check_finite, combine_folds, fit_fold
+from .mlp import HISTORY
 from .zero_shot import zero_shot
 from ..core.params import untrained
 from ..core.progress import progress
@@ -27,7 +28,7 @@ class Result:
     "What training one feature leaves in the run's folder."
     predictions: pd.DataFrame  # id, split, fold, label, pred, p_0 .. p_{k-1}: validation and test rows, by the first seed
     every_seed: pd.DataFrame  # the same of all seeds, one below the other, and a column seed
-    history: pd.DataFrame  # seed, fold, epoch, lr, train_loss, train_top1, val_loss, val_top1
+    history: pd.DataFrame  # seed, fold and the columns `HISTORY`
     state: dict[str, torch.Tensor]  # "<fold>.pool.*" and "<fold>.mlp.*" of the first seed
     metrics: dict  # the feature's entry in metrics.json
     manifest: pd.DataFrame  # the usable videos
@@ -54,7 +55,7 @@ def train_feature(
     p, X, baseline = combine_folds(first)
     every = pd.concat([predictions_table(manifest, combine_folds(folds)[0]).assign(seed=s) for s, folds in by_seed.items()], ignore_index=True)
     history = pd.concat([f.history for folds in by_seed.values() for f in folds], ignore_index=True)
-    history = history[["seed", "fold", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]].astype({"fold": "Int64"})
+    history = history[["seed", "fold", *HISTORY]].astype({"fold": "Int64"})
     metrics = feature_metrics(manifest, p, classes) | {
         "epochs": round(float(np.mean([len(f.history) for f in first]))), "dim": X.shape[1],
         "untrained": untrained(params, feature), "skipped": skipped,
