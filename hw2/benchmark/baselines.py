@@ -18,7 +18,7 @@ from sklearn.cluster import KMeans
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..classifier.mlp import mlp
+from ..classifier.mlp import build_mlp
 from ..data.video import clip_times, frame_times, frames_at, probe
 from ..features.backbone import Backbone
 from ..features.networks import build
@@ -167,7 +167,7 @@ def train_from_files(
 ) -> nn.Module:  # in evaluation mode
     "The report's classifier, trained for so many epochs."
     torch.manual_seed(seed)
-    model = mlp(dim, classes, hidden, dropout)
+    model = build_mlp(dim, classes, hidden, dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, t_0)
     loader = DataLoader(data, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)

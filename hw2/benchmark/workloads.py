@@ -24,8 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .clips import unlabelled_set
-from ..classifier.mlp import one_thread
-from ..core.devices import cores
+from ..core.devices import cores, one_thread
 from ..core.params import check_params
 from ..core.progress import progress
 from ..data.dataset import COLUMNS, write_manifest

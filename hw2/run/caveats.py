@@ -87,7 +87,7 @@ def pretrained_on_classes(
     "Which of the set's classes the pretrained networks' own data set has, by name."
     params, names, says = run.params, run.classes, []
     for f in [f for f in run.features if params.get(f"{f}_weights") not in (None, "random", "bundled")]:
-        from hw2.classifier.probes import categories, match_names  # here, for torchvision takes seconds to import
+        from hw2.classifier.zero_shot import categories, match_names  # here, for torchvision takes seconds to import
         known = categories(params[f"{f}_backbone"], params[f"{f}_weights"])
         both = [names[i] for i in match_names(names, known)]
         named = ", ".join(map(one_line, both[:15])) + " and more" * (len(both) > 15)

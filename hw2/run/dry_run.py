@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..classifier.mlp import fit_seeds
-from ..classifier.train import inner_split
+from ..classifier.fold import early_stopping_split
+from ..classifier.stacked import fit_together, mlps_of
 from ..core.devices import pick_device
 from ..core.progress import format_duration
 from ..data.dataset import Dataset
@@ -83,7 +83,7 @@ def refuse(found: Plan) -> None:
     for f, mask in usable.items():
         rows = m[mask].reset_index(drop=True)
         for fold, train, _ in cv_splits(rows, found.dataset.classes):
-            learn = train if fold is None or params["patience"] is None else inner_split(train, rows, params["split_seed"])[0]
+            learn = train if fold is None or params["patience"] is None else early_stopping_split(train, rows, params["split_seed"])[0]
             if len(learn) < 2: raise DataError(f"fold {fold}: {len(learn)} training videos beside those to stop on; 2 are needed, or patience: null")
             if f == "sift" and (n := _descriptors(found, np.flatnonzero(mask)[train])) < params["words"]:
                 raise ValueError(f"{n} descriptors at most cannot make {params['words']} words: more training videos, more keypoints or fewer words are needed")
@@ -134,10 +134,10 @@ def training_seconds(found: Plan) -> float:
     _, train, held = todo[0]
     X = np.random.default_rng(0).normal(size=(len(train) + len(held), 1024)).astype(np.float32)
     y, seconds = np.arange(len(X)) % classes, []
-    how = {k: params[k] for k in ("seeds", "hidden", "dropout", "lr", "t_0", "batch_size")} | {"device": pick_device(params["device"])}
     for n in (1, 2, 4):  # the first one finds nothing ready
         start = time.perf_counter()
-        fit_seeds(X[:len(train)], y[:len(train)], classes, X[len(train):], y[len(train):], max_epochs=n, patience=n, **how)
+        mlps = mlps_of(params | {"max_epochs": n, "patience": n})
+        fit_together(mlps, X[:len(train)], y[:len(train)], X[len(train):], y[len(train):], range(classes))
         seconds.append(time.perf_counter() - start)
     epochs = params["max_epochs"] if params["patience"] is None else min(params["max_epochs"], 3 * params["patience"])
     return max(seconds[2] - seconds[1], 0) / 2 * epochs * len(todo) * (len(params["features"]) + (len(params["features"]) > 1))

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from ..classifier.mlp import mlp, probabilities
-from ..classifier.train import all_finite
+from ..classifier.fold import all_finite
+from ..classifier.mlp import build_mlp, probabilities
 from ..core.params import display_name
 from ..data.dataset import content_hash, read_classes, read_manifest
 from ..extraction.decode import worker_pool
@@ -39,7 +39,7 @@ def classifiers(
         named = lambda kind, of=name: {k.removeprefix(f"{of}.{kind}."): v for k, v in state.items() if k.startswith(f"{of}.{kind}.")}
         pooler = pooler_of(feature, params).load({k: v.numpy() for k, v in named("pool").items()})
         layers = named("mlp")
-        model = mlp(layers["0.weight"].shape[1], classes, layers["0.weight"].shape[0], params["dropout"])
+        model = build_mlp(layers["0.weight"].shape[1], classes, layers["0.weight"].shape[0], params["dropout"])
         model.load_state_dict(layers)
         yield pooler, model.eval()
 

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
+from ..classifier.probes import majority
 from ..core.params import FUSIONS, display_name, untrained, videos_root
 from ..data.dataset import read_classes, read_manifest
 from ..demo.videos import REVERSALS
@@ -146,7 +147,7 @@ class RunTables(RunFiles):
 
     def summary(self) -> pd.DataFrame:
         "One row per feature and fusion, then baselines on the same videos."
-        return scores.summary(self.metrics, {f: self.display_name(f) for f in self.metrics}, scores.majority_baseline(self.readable), len(self.classes))
+        return scores.summary(self.metrics, {f: self.display_name(f) for f in self.metrics}, majority(self.readable), len(self.classes))
 
     def split_sizes(self) -> pd.DataFrame: return scores.split_sizes(self.readable, len(self.classes))
 

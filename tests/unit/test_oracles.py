@@ -13,7 +13,8 @@ import torch
 from sklearn import metrics as reference
 from threadpoolctl import threadpool_limits
 
-from hw2.classifier.mlp import fit, fit_seeds, mlp, probabilities, synthetic
+from hw2.classifier.mlp import MLP, build_mlp, probabilities, synthetic
+from hw2.classifier.stacked import fit_together
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import check_params
@@ -382,17 +383,19 @@ def test_each_seed_has_its_own_words_and_no_other_ones():
 
 def test_equal_seeds_give_equal_bytes():
     X, y = synthetic(400, 32, 3)
-    train = lambda seed: fit(X[:300], y[:300], 3, X[300:], y[300:], hidden=16, max_epochs=12, seed=seed)
-    one, same, other = train(4), train(4), train(5)
-    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), same.model.state_dict().values()))
-    assert one.history.equals(same.history)
-    assert not torch.equal(one.model[0].weight, other.model[0].weight)
+    for together in (False, True):
+        mlps = [MLP(hidden=16, max_epochs=12, random_state=seed) for seed in (4, 4, 5)]
+        data = X[:300], y[:300], X[300:], y[300:]
+        one, same, other = fit_together(mlps, *data) if together else [mlp.fit(*data) for mlp in mlps]
+        assert all(torch.equal(a, b) for a, b in zip(one.model_.state_dict().values(), same.model_.state_dict().values()))
+        assert one.history_.equals(same.history_)
+        assert not torch.equal(one.model_[0].weight, other.model_[0].weight)
 
 
 def plain_training(X: np.ndarray, y: np.ndarray, classes: int, seed: int, epochs: int, **sizes) -> tuple[torch.nn.Module, list[float]]:
     "All videos in one batch, without dropout: a loop over a module, its optimizer and its loss; the model and its losses."
     torch.manual_seed(seed)
-    model, x, labels = mlp(X.shape[1], classes, dropout=0.0, **sizes), torch.from_numpy(X), torch.from_numpy(y)
+    model, x, labels = build_mlp(X.shape[1], classes, dropout=0.0, **sizes), torch.from_numpy(X), torch.from_numpy(y)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=0.01, foreach=False), []
     scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 10)
     for _ in range(epochs):
@@ -402,47 +405,51 @@ def plain_training(X: np.ndarray, y: np.ndarray, classes: int, seed: int, epochs
     return model, losses
 
 
-def test_a_stack_learns_what_a_plain_loop_learns():
+@pytest.mark.parametrize("together", [False, True])
+def test_an_mlp_learns_what_a_plain_loop_learns(together):
     "Order decides nothing where all videos are one batch."
     X, y = synthetic(160, 24, 4)
-    stack = fit_seeds(X[:120], y[:120], 4, hidden=20, dropout=0.0, batch_size=120, max_epochs=25, patience=None, seeds=[3, 0, 8])
-    for seed, done in zip([3, 0, 8], stack):
-        model, losses = plain_training(X[:120], y[:120], 4, seed, 25, hidden=20)
-        np.testing.assert_allclose(done.history["train_loss"], losses, rtol=1e-3)
-        np.testing.assert_allclose(probabilities(done.model, X[120:]), probabilities(model, X[120:]), atol=1e-2)
-        assert done.model[1].num_batches_tracked == 25
+    mlps = [MLP(hidden=20, dropout=0.0, batch_size=120, max_epochs=25, patience=None, random_state=seed) for seed in (3, 0, 8)]
+    for mlp in fit_together(mlps, X[:120], y[:120]) if together else [mlp.fit(X[:120], y[:120]) for mlp in mlps]:
+        model, losses = plain_training(X[:120], y[:120], 4, mlp.random_state, 25, hidden=20)
+        np.testing.assert_allclose(mlp.history_["train_loss"], losses, rtol=1e-3)
+        np.testing.assert_allclose(mlp.predict_proba(X[120:]), probabilities(model, X[120:]), atol=1e-2)
+        assert mlp.model_[1].num_batches_tracked == 25
 
 
 @pytest.mark.parametrize("n, dim, sizes", [(300, 32, {"hidden": 16}), (90, 7, {"hidden": 10, "batch_size": 9}), (65, 5, {"hidden": 3, "dropout": 0.1})])
 def test_a_seed_is_the_same_in_any_company(n, dim, sizes):
     "To the last bit: alone and among others that stop earlier or later, with one thread and with several."
     X, y = synthetic(n + 60, dim, 3)
-    data = X[:n], y[:n], 3, X[n:], y[n:]
+    train = lambda *seeds: fit_together([MLP(max_epochs=30, patience=4, random_state=s, **sizes) for s in seeds], X[:n], y[:n], X[n:], y[n:])
     seeds, before, groups = [5, 0, 9, 2, 7], torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            groups.append(fit_seeds(*data, max_epochs=30, patience=4, seeds=seeds, **sizes))
+            groups.append(train(*seeds))
     finally: torch.set_num_threads(before)
-    assert len({len(done.history) for done in groups[0]}) > 1
+    assert len({len(mlp.history_) for mlp in groups[0]}) > 1
     for i, seed in enumerate(seeds):
-        alone = fit(*data, max_epochs=30, patience=4, seed=seed, **sizes)
-        for done in (group[i] for group in groups):
-            assert done.history.equals(alone.history) and done.best == alone.best
-            assert all(map(torch.equal, done.model.state_dict().values(), alone.model.state_dict().values()))
+        alone, = train(seed)
+        for mlp in (group[i] for group in groups):
+            assert mlp.history_.equals(alone.history_) and mlp.best_epoch_ == alone.best_epoch_
+            assert all(map(torch.equal, mlp.model_.state_dict().values(), alone.model_.state_dict().values()))
 
 
-def test_early_stopping_keeps_the_best_epoch():
+@pytest.mark.parametrize("together", [False, True])
+def test_early_stopping_keeps_the_best_epoch(together):
     X, y = synthetic(600, 64, 3)
-    done = fit(X[:300], y[:300], 3, X[300:], y[300:], hidden=16, max_epochs=60, patience=4)
-    history = done.history
-    assert done.best == history["val_top1"].idxmax() and len(history) == done.best + 4 + 1
-    assert (probabilities(done.model, X[300:]).argmax(1) == y[300:]).mean() == pytest.approx(history["val_top1"].max())
+    mlp, data = MLP(hidden=16, max_epochs=60, patience=4), (X[:300], y[:300], X[300:], y[300:])
+    history = (fit_together([mlp], *data)[0] if together else mlp.fit(*data)).history_
+    assert mlp.best_epoch_ == history["val_top1"].idxmax() and len(history) == mlp.best_epoch_ + 4 + 1
+    assert mlp.score(X[300:], y[300:]) == pytest.approx(history["val_top1"].max())
 
 
-def test_learning_rate_restarts():
+@pytest.mark.parametrize("together", [False, True])
+def test_learning_rate_restarts(together):
     X, y = synthetic(128, 8, 2)
-    rate = fit(X, y, 2, hidden=4, lr=0.01, t_0=5, max_epochs=11, patience=None).history["lr"]
+    mlp = MLP(hidden=4, lr=0.01, t_0=5, max_epochs=11, patience=None)
+    rate = (fit_together([mlp], X, y)[0] if together else mlp.fit(X, y)).history_["lr"]
     np.testing.assert_allclose(rate, [0.005 * (1 + np.cos(np.pi * (e % 5) / 5)) for e in range(11)], rtol=1e-9)
 
 

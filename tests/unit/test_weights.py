@@ -20,7 +20,8 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import hw2.features.backbone
-from hw2.classifier.train import FeatureError, train_feature
+from hw2.classifier.fold import FeatureError
+from hw2.classifier.train import train_feature
 from hw2.core.params import check_params
 from hw2.data.dataset import COLUMNS
 from hw2.data.split import split_manifest
