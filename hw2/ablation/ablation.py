@@ -212,12 +212,12 @@ def shown(
     table: pd.DataFrame,  # from `collect`
 ) -> pd.DataFrame:  # factor, value, feature, val, test: text
     "The table as it is read: a row for each setting and feature."
-    told = lambda r: f"{r['mean']:.3f} ({r['lowest']:.3f} to {r['highest']:.3f})"
+    shown = lambda r: f"{r['mean']:.3f} ({r['lowest']:.3f} to {r['highest']:.3f})"
     rows = []
     for (factor, value, feature), d in table.groupby(["factor", "value", "feature"], sort=False):
         by = {r["split"]: r for r in d.to_dict("records")}
         first = next(iter(by.values()))
-        rows.append([factor, value + " (base)" * first["base"], feature, *(told(by[s]) if s in by else "" for s in ("val", "test"))])
+        rows.append([factor, value + " (base)" * first["base"], feature, *(shown(by[s]) if s in by else "" for s in ("val", "test"))])
     return pd.DataFrame(rows, columns=["factor", "value", "feature", "val", "test"])
 
 # %% ../../nbs/ablation/2_ablation.ipynb #7705511c

@@ -97,6 +97,6 @@ def _scale(
     low = end - width
     next(iter(column.values())).set_xlim(low - .06 * width, end + .06 * width)
     for (factor, value), d in rows[rows["highest"] < low].groupby(["factor", "value"], sort=False):
-        ax, told = column[factor], ", ".join(f"{r['split']} {r['mean']:.2f}" for r in d.to_dict("records"))
+        ax, reached = column[factor], ", ".join(f"{r['split']} {r['mean']:.2f}" for r in d.to_dict("records"))
         y = rows.loc[rows["factor"] == factor, "value"].drop_duplicates().tolist().index(value)
-        ax.annotate(f"◂ {told}", (.02, y), xycoords=("axes fraction", "data"), va="center", size=9, color=FEATURES[d["feature"].iloc[0].split(" ")[0]])
+        ax.annotate(f"◂ {reached}", (.02, y), xycoords=("axes fraction", "data"), va="center", size=9, color=FEATURES[d["feature"].iloc[0].split(" ")[0]])

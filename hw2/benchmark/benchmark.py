@@ -68,9 +68,9 @@ def row(
     ratios, median = seconds[other] / seconds[ours], seconds.median()
     if goal.startswith("at most"): ratios = 1 / ratios
     rate = items / median[ours]
-    told = f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s" if items else ""
+    text = f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s" if items else ""
     return dict(stage=stage, against=against, ratio=ratios.median(), low=ratios.min(), high=ratios.max(), goal=goal, rounds=len(seconds),
-                amount=f"{median[ours]:.3g} s", other=f"{median[other]:.3g} s", rate=told,
+                amount=f"{median[ours]:.3g} s", other=f"{median[other]:.3g} s", rate=text,
                 others=seconds.attrs.get("others"))
 
 
@@ -160,10 +160,10 @@ def extrapolation_notes(
     parts: Mapping[str, float],  # what one video of 10 s costs this machine: seconds, by part
 ) -> str:  # Markdown
     "The parts, their sum, and the table."
-    told = ", ".join(f"{one_line(part)} {seconds:.2f} s" for part, seconds in parts.items())
+    text = ", ".join(f"{one_line(part)} {seconds:.2f} s" for part, seconds in parts.items())
     total = sum(parts.values())
     return (f"**What larger sets would take**: not run, but computed from the rates measured here, for machines like this one.\n\n"
-            f"A video of 10 s: {told}; together {total:.2f} s.\n\n{to_markdown(extrapolate(total))}")
+            f"A video of 10 s: {text}; together {total:.2f} s.\n\n{to_markdown(extrapolate(total))}")
 
 # %% ../../nbs/benchmark/4_benchmark.ipynb #86df4210
 def machine() -> str:

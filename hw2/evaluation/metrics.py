@@ -123,7 +123,7 @@ def hardest_and_easiest_by_count(
 
 # %% ../../nbs/4_evaluation/40_metrics.ipynb #d0f9e462
 def wilson_interval(
-    successes: int,  # videos told right
+    successes: int,  # videos correctly classified
     n: int,  # videos, at least 1
 ) -> tuple[float, float]:  # low, high
     "Wilson's 95 % interval for the share that `successes` of `n` stand for."

@@ -17,8 +17,8 @@ def predictions_table(
     p: np.ndarray,  # (n, classes)
 ) -> pd.DataFrame:  # id, split, fold, label, pred, p_0 ..
     "The table of predictions: videos that were not trained on."
-    told = manifest[["id", "split", "fold", "label"]].assign(pred=p.argmax(1))
-    table = pd.concat([told, pd.DataFrame(p, columns=[f"p_{k}" for k in range(p.shape[1])])], axis=1)
+    rows = manifest[["id", "split", "fold", "label"]].assign(pred=p.argmax(1))
+    table = pd.concat([rows, pd.DataFrame(p, columns=[f"p_{k}" for k in range(p.shape[1])])], axis=1)
     return table[table["split"] != "train"].reset_index(drop=True)
 
 # %% ../../nbs/4_evaluation/41_predictions.ipynb #390b8300

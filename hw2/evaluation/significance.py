@@ -19,8 +19,8 @@ from .metrics import check_matrix, counts
 
 # %% ../../nbs/4_evaluation/42_significance.ipynb #de1b9a71
 def mcnemar(
-    only_a: int,  # videos that a alone told right
-    only_b: int,  # videos that b alone told right
+    only_a: int,  # videos that a alone classifies correctly
+    only_b: int,  # videos that b alone classifies correctly
 ) -> float:  # 0..1
     "The exact test's two-sided p."
     return float(mcnemar_test([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.
@@ -41,7 +41,7 @@ def bootstrap_interval(
 
 # %% ../../nbs/4_evaluation/42_significance.ipynb #455c6d84
 def compare_pairs(
-    right: Mapping[str, Sequence[bool]],  # by result: (n,) whether each video was told right, the same videos in the same order
+    right: Mapping[str, Sequence[bool]],  # by result: (n,) whether each video was correctly classified, the same videos in the same order
     pairs: Sequence[tuple[str, str]] | None = None,  # which to compare; None: every two
 ) -> pd.DataFrame:  # a, b, n, difference (a's top-1 less b's), low, high, only_a, only_b, p, p_holm
     "Results compared in pairs; `p_holm` counts that all of these pairs are tested."

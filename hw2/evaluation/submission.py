@@ -28,8 +28,8 @@ def submission(
 ) -> pd.DataFrame:  # Id, Category: every test row in the template's order
     "The file to hand in; a test video that could not be read gets the majority class."
     test = manifest[manifest["split"] == "test"]
-    told = test["id"].map(predictions.set_index("id")["pred"])
-    return pd.DataFrame({"Id": test["id"], "Category": told.fillna(majority_class(manifest)).astype(int)})
+    predicted = test["id"].map(predictions.set_index("id")["pred"])
+    return pd.DataFrame({"Id": test["id"], "Category": predicted.fillna(majority_class(manifest)).astype(int)})
 
 # %% ../../nbs/4_evaluation/43_submission.ipynb #da469d3a
 def check_submission(
@@ -53,7 +53,7 @@ def check_submission(
 
 
 def _scored(pred, label) -> dict:
-    "How many of the known labels are told right."
+    "How many of the known labels are correctly classified."
     known = label.notna().to_numpy()
     if not known.any(): return {}
     right = int((pred[known] == label[known].to_numpy(int)).sum())

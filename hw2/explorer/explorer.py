@@ -141,7 +141,7 @@ def cell_sentence(
     n, of = int(matrix[true][predicted]), int(np.sum(matrix[true]))
     name, other = (f"<b>{_text(classes[c])}</b>" for c in (true, predicted))
     if not of: return f"There is no {kind} video of {name}."
-    verb, done = "are" if n > 1 else "is", f"taken for {other}" if true != predicted else "told right"
+    verb, done = "are" if n > 1 else "is", f"taken for {other}" if true != predicted else "correctly classified"
     if of == 1: return f"The only {kind} video of {name} is {'not ' * (n == 0)}{done} by <b>{_text(feature)}</b>."
     return f"{n or 'None'} of the {of:,} {kind} videos of {name} {verb} {done} by <b>{_text(feature)}</b>{', the surest first' * (n > 1)}."
 
@@ -202,9 +202,9 @@ class _Steps(_Panel):
         self._clear(self.feature, self.split)
         if not name: raise RunError(f"{self.folder}: no run with predictions here; make report leaves one named demo")
         self.shown = Run(self.folder/name)
-        self.told, self.classes = all_predictions(self.shown), self.shown.classes
+        self.predictions, self.classes = all_predictions(self.shown), self.shown.classes
         self.kinds = {split: self.shown.split_name(split) for split in ("val", "test")}
-        known = set(self.told["split"][self.told["label"].notna()])
+        known = set(self.predictions["split"][self.predictions["label"].notna()])
         if not known: raise RunError(f"{self.shown.folder}: the label of no predicted video is known")
         _offer(self.feature, [(self.shown.display_name(f), f) for f in trained(self.shown)], feature)
         _offer(self.split, [(name, s) for s, name in self.kinds.items() if s in known], split)
@@ -224,7 +224,7 @@ class _Steps(_Panel):
         for menu, n, c in [(self.true, self.counts.sum(1), true), (self.predicted, self.counts[true], predicted)]:
             _offer(menu, [(f"{printable(name)} ({i})", k) for k, (name, i) in enumerate(zip(self.classes, n))], c)
         self.matrix.outline(true, predicted)
-        self.found = cell_videos(self.told, self.feature.value, true, predicted, self.split.value)
+        self.found = cell_videos(self.predictions, self.feature.value, true, predicted, self.split.value)
         self.show_page(0)
 
     def show_page(self, page: int) -> None:

@@ -62,13 +62,13 @@ def plot_map(
     "A dot for each video; its colour and shape tell the class."
     ax = ax or plt.subplots(figsize=(8, 5.6), layout="constrained")[1]
     sizes, area = np.bincount(y, minlength=len(names)), float(np.clip(16000 / len(y), 9, 44))  # in square points
-    told = np.sort(np.argsort(-sizes, kind="stable")[:most]) if (sizes > 0).sum() > most else np.flatnonzero(sizes)
-    other = ~np.isin(y, told)
+    named = np.sort(np.argsort(-sizes, kind="stable")[:most]) if (sizes > 0).sum() > most else np.flatnonzero(sizes)
+    other = ~np.isin(y, named)
     dots = [ax.scatter(*xy[other].T, s=.5 * area, color="#c9ced3", linewidths=0)] if other.any() else []
-    for i, c in enumerate(told):
+    for i, c in enumerate(named):
         colour, mark = INKS[i % len(INKS)], MARKS[i % len(MARKS)]
         dots.append(ax.scatter(*xy[y == c].T, s=area * BULK.get(mark, 1), color=colour, marker=mark, edgecolors="white", linewidths=.35))
-    words = [f"{(sizes > 0).sum() - len(told)} other classes"] * bool(other.any()) + [_short(names[c]) for c in told]
+    words = [f"{(sizes > 0).sum() - len(named)} other classes"] * bool(other.any()) + [_short(names[c]) for c in named]
     key = ax.legend(dots, words, loc="center left", bbox_to_anchor=(1, .5), frameon=False, fontsize=9, scatterpoints=1)
     for dot, text in zip(key.legend_handles, key.get_texts()):
         dot.set_sizes(dot.get_sizes() * 40 / area)

@@ -110,7 +110,7 @@ def plot_reversals(
     table: pd.DataFrame,  # feature, pair, n, share, low, high, as from `report.reversals`
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
-    "For each pair and feature a dot with its interval; nothing where no video was told to be of the pair."
+    "For each pair and feature a dot with its interval; nothing where no video was predicted as either class."
     pairs, features = list(dict.fromkeys(table["pair"])), list(dict.fromkeys(table["feature"]))
     ax = plt.subplots(figsize=(7, .8 + .62 * len(pairs)), layout="constrained")[1] if ax is None else ax
     ax.axvline(.5, color="#999999", lw=1, ls="--", zorder=0)

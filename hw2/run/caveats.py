@@ -76,9 +76,9 @@ def given_away(
     run: Run,
 ) -> str:  # Markdown, one paragraph; nothing where no thumbnails were kept
     "The same in words."
-    try: told = nearest_background(run)
+    try: found = nearest_background(run)
     except FileNotFoundError: return ""
-    return f"**The background.** To a nearest neighbour, {told.sentence(wilson_interval(told.correct, told.n))}." if told else ""
+    return f"**The background.** To a nearest neighbour, {found.sentence(wilson_interval(found.correct, found.n))}." if found else ""
 
 # %% ../../nbs/7_run/78_caveats.ipynb #c9e039fb
 def pretrained_on_classes(
@@ -113,7 +113,7 @@ FEW = {"train": 10, "val": 12}  # videos of a class; a recall from 11 videos may
 def few_videos(
     run: Run,
 ) -> list[str]:  # Markdown
-    "Classes with too few videos to learn from, or to be judged by."
+    "Classes with too few videos to learn from, or to be evaluated on."
     m, names = run.manifest, run.classes
     m, says = m[~m["id"].isin(run.skipped["id"])], []
     for split, why in [("train", "a classifier can hardly learn them"), ("val", "their recalls say little, and which class is the hardest even less")]:
@@ -167,6 +167,6 @@ def caveats(
                     f"that this package draws.{near}")
     says += pretrained_on_classes(run) + looked_at(run) + few_videos(run) + [copied(run), given_away(run)]
     if all(m["test_top1"] is None for m in metrics.values()): says.append("**No test labels.** The test columns are empty because this data has none.")
-    says.append("**Hardest and easiest are told by recall**, all ties named. The original report went by the number of videos told right, "
+    says.append("**Hardest and easiest go by recall**, all ties named. The original report went by the number of videos correctly classified, "
                 "which also reflects how many videos a class has.")
     return "\n".join(f"- {s}" for s in says if s)

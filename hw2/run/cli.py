@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NotebookError', 'execute', 'Commands', 'app', 'value_of', 'params_file', 'run', 'form_of', 'params_text', 'init',
-           'told_of', 'predict_clips', 'see_doctor', 'check_submission_file', 'publish_run']
+           'prediction_lines', 'predict_clips', 'see_doctor', 'check_submission_file', 'publish_run']
 
 # %% ../../nbs/7_run/90_cli.ipynb #04d761ab
 import os
@@ -184,21 +184,21 @@ def init(data, out):
     click.echo(f"next: hw2 run --params {out} --dry-run")
 
 # %% ../../nbs/7_run/90_cli.ipynb #593247d8
-def told_of(
-    told: pd.DataFrame,  # one clip's rows of `train.predict`
+def prediction_lines(
+    predictions: pd.DataFrame,  # one clip's rows of `predict`
     split: str,  # whose top-1 it is: "test" or "val"
     width: int = 100,  # columns
 ) -> Iterator[str]:  # lines of text
     "What a run's classifiers say of one clip, for a terminal."
-    first = told.iloc[0]
+    first = predictions.iloc[0]
     yield printable(first["clip"])
-    failed, same = (told["error"] != "").all(), told["error"].nunique() == 1
+    failed, same = (predictions["error"] != "").all(), predictions["error"].nunique() == 1
     if first["own"] or not failed: yield from _indented(first["own"] or "new to this run", width)
-    table = told[["feature", "pred", "p", "top1"]].rename(columns={"pred": "predicted", "top1": f"{split}_top1"})
+    table = predictions[["feature", "pred", "p", "top1"]].rename(columns={"pred": "predicted", "top1": f"{split}_top1"})
     room = max(12, width - 4 - table["feature"].str.len().max() - 2 * 11)
     table["predicted"] = [c if len(c) <= room else c[:room - 3] + "..." for c in map(printable, table["predicted"])]
     if not failed: yield "  " + table.to_string(index=False, na_rep="", float_format=lambda p: f"{p:.3f}").replace("\n", "\n  ")
-    for f, error in told[["feature", "error"]].to_numpy()[:1 if same else None]:
+    for f, error in predictions[["feature", "error"]].to_numpy()[:1 if same else None]:
         if error: yield from _indented(("" if same else f"{f}: ") + error, width)
 
 
@@ -214,10 +214,12 @@ def predict_clips(clips, name):
     "Label CLIPS with all classifiers of a run; beside each answer its probability p and how often that feature is right on held-out videos."
     from hw2.run.predict import held_out_top1, predict
     folder = Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name
-    told = predict(folder, list(clips))
+    predictions = predict(folder, list(clips))
     split, _ = held_out_top1(folder)
-    click.echo("\n\n".join("\n".join(told_of(told.iloc[i:i + len(told) // len(clips)], split)) for i in range(0, len(told), len(told) // len(clips))))
-    if (told["error"] != "").any(): raise click.exceptions.Exit(1)
+    n = len(predictions) // len(clips)  # rows of a clip
+    blocks = [prediction_lines(predictions.iloc[i:i + n], split) for i in range(0, len(predictions), n)]
+    click.echo("\n\n".join(map("\n".join, blocks)))
+    if (predictions["error"] != "").any(): raise click.exceptions.Exit(1)
 
 # %% ../../nbs/7_run/90_cli.ipynb #5ff5516d
 @app.command("doctor")
@@ -247,9 +249,9 @@ def see_doctor(data, group, file):
 def check_submission_file(file, data):
     "Check FILE against the template: header, every id once and in order, class indices; score it where labels are known."
     from hw2.evaluation.submission import check_submission
-    told = check_submission(file, data)
-    score = f"; top-1 {told['top1']:.4f} ({told['right']} of {told['labelled']} right)" if "top1" in told else "; its labels are not known here"
-    click.echo(f"{file}: {told['n']} rows, as the template has them{score}")
+    found = check_submission(file, data)
+    score = f"; top-1 {found['top1']:.4f} ({found['right']} of {found['labelled']} right)" if "top1" in found else "; its labels are not known here"
+    click.echo(f"{file}: {found['n']} rows, as the template has them{score}")
 
 # %% ../../nbs/7_run/90_cli.ipynb #4acdfce7
 @app.command("publish")

@@ -77,8 +77,8 @@ def examine(
     dataset.manifest = hash_contents(dataset, workers)
     with worker_pool(check_params({"features": ["sift"], "workers": workers})) as pool:
         jobs = [(look, str(dataset.root/p)) for p in dataset.manifest["path"]]
-        told = list(progress(pool.ahead(jobs), "looking", len(jobs), "video"))
-    return Examined(dataset, [seen for seen, _ in told], [error for _, error in told], notes)
+        found = list(progress(pool.ahead(jobs), "looking", len(jobs), "video"))
+    return Examined(dataset, [seen for seen, _ in found], [error for _, error in found], notes)
 
 # %% ../../nbs/7_run/80_doctor.ipynb #a2baa881
 def counts(
@@ -125,7 +125,7 @@ def labels(examined: Examined) -> list[tuple]:
 
 # %% ../../nbs/7_run/80_doctor.ipynb #ecadab34
 def twice(examined: Examined) -> list[tuple]:
-    "Videos with the same bytes: told once for each but the first."
+    "Videos with the same bytes: named once for each but the first."
     m, found = examined.dataset.manifest.reset_index(drop=True), []
     for _, rows in m[m["content"] != ""].groupby("content", sort=False):
         first = rows.iloc[0]
@@ -139,7 +139,7 @@ def _other_label(a: pd.Series, b: pd.Series) -> bool: return bool(pd.notna(a["la
 
 
 def nearly_twice(examined: Examined) -> list[tuple]:
-    "Near-duplicates with other bytes, within a split and across: told of the one held out, else of the later one."
+    "Near-duplicates with other bytes, within a split and across: named at the one held out, else of the later one."
     m = examined.dataset.manifest.reset_index(drop=True)
     rows, found = m[[bool(s) for s in examined.looks]].drop_duplicates("content").index, []
     looks = [examined.looks[i] for i in rows]
@@ -170,10 +170,10 @@ def nearest_background(examined: Examined) -> Background | None:
 
 def given_away(examined: Examined) -> list[tuple]:
     "The same as a finding: *look* where it is clearly more than chance, *note* otherwise."
-    told = nearest_background(examined)
-    if not told: return []
-    between, chance = wilson_interval(told.correct, told.n), max(told.majority / told.n, 1 / told.classes)
-    return [("look" if between[0] > chance else "note", "background", "", "", "", told.sentence(between))]
+    found = nearest_background(examined)
+    if not found: return []
+    between, chance = wilson_interval(found.correct, found.n), max(found.majority / found.n, 1 / found.classes)
+    return [("look" if between[0] > chance else "note", "background", "", "", "", found.sentence(between))]
 
 
 def findings(

@@ -31,9 +31,9 @@ def not_counted(
         if not (n := int(gone.sum())): continue
         worst = {f: np.trace(C) / (C.sum() + m) for f in ([feature] if feature else run.features)
                  for C, m in [(run.confusion(f, split), int((_gone(run, here, f) & here["label"].notna()).sum()))] if C.sum() and m}
-        told = ", ".join(f"{v:.4f}" if feature else f"{run.display_name(f)} {v:.4f}" for f, v in worst.items())
+        shares = ", ".join(f"{v:.4f}" if feature else f"{run.display_name(f)} {v:.4f}" for f, v in worst.items())
         says.append(f"{n:,} of {len(here):,} {run.split_name(split)} videos could not be read and {'are' if n > 1 else 'is'} not counted"
-                    + (f"; counted as wrong, {'they' if n > 1 else 'it'} would make top-1 {told}." if told else "."))
+                    + (f"; counted as wrong, {'they' if n > 1 else 'it'} would make top-1 {shares}." if shares else "."))
     return " ".join(says)
 
 

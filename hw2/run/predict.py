@@ -82,9 +82,9 @@ def predict(
     own, (_, top1) = [own_video(manifest, content_hash(Path(c)), params["folds"], params["patience"]) for c in clips], held_out_top1(run)
     rows = []
     for clip, of_run, units in zip(clips, own, units_of(params, clips)):
-        told = {f: answer(units[f], fitted) for f, fitted in models.items()}
-        if "late" in outcomes(params): told["late"] = _mean([told[f] for f in params["features"]])
-        for f, (p, error) in told.items():
+        answers = {f: answer(units[f], fitted) for f, fitted in models.items()}
+        if "late" in outcomes(params): answers["late"] = _mean([answers[f] for f in params["features"]])
+        for f, (p, error) in answers.items():
             label, sure = ("", np.nan) if error else (names[p.argmax()], float(p.max()))
             rows.append((str(clip), display_name(params, f), label, sure, np.nan if top1[f] is None else top1[f], of_run, error))
     return pd.DataFrame(rows, columns=["clip", "feature", "pred", "p", "top1", "own", "error"])

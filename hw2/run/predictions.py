@@ -41,29 +41,29 @@ def all_predictions(
     features, found = trained(run), []
     rows = run.manifest.set_index("id")[["path", "split", "fold", "label"]]
     for f in features:
-        told = run.predictions(f).set_index("id")
-        p, label = told.filter(regex=r"^p_\d+$").to_numpy(float), told["label"].fillna(-1).to_numpy(int)
+        predictions = run.predictions(f).set_index("id")
+        p, label = predictions.filter(regex=r"^p_\d+$").to_numpy(float), predictions["label"].fillna(-1).to_numpy(int)
         true = np.where(label < 0, np.nan, p[np.arange(len(p)), label])
-        found.append(pd.DataFrame({f"pred_{f}": told["pred"], f"p_{f}": p.max(1), f"true_{f}": true}))
+        found.append(pd.DataFrame({f"pred_{f}": predictions["pred"], f"p_{f}": p.max(1), f"true_{f}": true}))
     return rows.join(pd.concat(found, axis=1), how="inner")
 
 
 def cell_videos(
-    told: pd.DataFrame,  # from `all_predictions`
+    predictions: pd.DataFrame,  # from `all_predictions`
     feature: str,
     true: int,  # class
     predicted: int,  # class
     split: str = "val",  # or "test"
-) -> pd.DataFrame:  # rows of `told`
+) -> pd.DataFrame:  # rows of `predictions`
     "The videos that one cell of the confusion matrix counts, those of which the feature is surest first."
-    here = (told["split"] == split) & (told["label"] == true) & (told[f"pred_{feature}"] == predicted)
-    return told[here.fillna(False)].sort_values(f"p_{feature}", ascending=False, kind="stable")
+    here = (predictions["split"] == split) & (predictions["label"] == true) & (predictions[f"pred_{feature}"] == predicted)
+    return predictions[here.fillna(False)].sort_values(f"p_{feature}", ascending=False, kind="stable")
 
 # %% ../../nbs/7_run/77_predictions.ipynb #03863afc
 def first_cell(
     matrix,  # (k, k) counts
 ) -> tuple[int, int]:  # true, predicted
-    "Where to look first: the most frequent confusion, or, where there is none, the class told right most often."
+    "Where to look first: the most frequent confusion, or, where there is none, the class most often correctly classified."
     C = check_matrix(matrix)
     wrong = C - np.diag(np.diag(C))
     return tuple(map(int, np.unravel_index((wrong if wrong.any() else C).argmax(), C.shape)))

@@ -18,7 +18,7 @@ def rights(
     run: Run,
     split: str,  # "val" or "test"
 ) -> pd.DataFrame:  # bool; a row for each labelled video that all of them have, index `id`; a column for each feature and fusion
-    "What was told right."
+    "What was correctly classified."
     found = {}
     for f in run.metrics:
         rows = run.labelled_predictions(f, split).set_index("id")
@@ -70,7 +70,7 @@ def compared(
         if d < 0: ahead, behind, d, low, high, mean = behind, ahead, -d, 0 - high, 0 - low, 0 - mean  # 0 - 0 is 0, where -0 would be written -0.000
         facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; {_p(r['p_holm'])}) on {r['n']:,} {run.split_name(r['videos'])} videos{_mean(run, mean)}"
         says.append(f"**{one_line(ahead)} is better than {one_line(behind)}**: {facts}." if r["p_holm"] < .05 else
-                    f"**{one_line(ahead)} and {one_line(behind)} are not told apart**: {facts}.")
+                    f"**{one_line(ahead)} and {one_line(behind)} are not distinguishable**: {facts}.")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/75_significance.ipynb #3d6b6749
