@@ -9,7 +9,7 @@ __all__ = ['KEPT', 'Spooled', 'prepare_video', 'start_worker', 'prepare_here', '
 import ctypes
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.devices import cores
-from ..data.thumbnails import Thumbnails
-from ..data.video import decode, frames_at, probe
+from ..data.decode import decode, frames_at
+from ..data.video import probe
 from .workers import START, WorkerPool, start_pool
+from ..features.base import Extractor
 from ..features.catalogue import extractor_of
 
 # %% ../../nbs/3_extraction/32_decode.ipynb #8110208a
@@ -39,13 +40,13 @@ class Spooled:
 # %% ../../nbs/3_extraction/32_decode.ipynb #f7f9d82e
 def prepare_video(
     path: str | Path,
-    extractors: dict,  # by feature
+    extractors: Mapping[str, Extractor],  # by feature
     spool: str | Path,  # where the spool files go, and how their names begin
 ) -> dict[str, Spooled]:  # by feature
     "Decode once; raises `VideoError`."
     video = probe(path)
-    asked = {f: e.times(video if isinstance(e, Thumbnails) else video.duration) for f, e in extractors.items()}  # thumbnails are frames in a row
-    plan = {f: (t, frames_at(video, t)) for f, t in asked.items()}  # times and positions, (n, frames a unit)
+    times = {f: e.times(video) for f, e in extractors.items()}
+    plan = {f: (t, frames_at(video, t)) for f, t in times.items()}  # times and positions, (n, frames a unit)
     slots = {f: _slots(at.ravel()) for f, (_, at) in plan.items()}
     with ExitStack() as stack:
         files = {f: stack.enter_context(open(f"{spool}-{f}", "wb")) for f in extractors}
@@ -56,7 +57,7 @@ def prepare_video(
                 for slot in slots[f][position]:
                     files[f].seek(int(slot) * prepared.nbytes)
                     files[f].write(prepared)
-    return {f: Spooled(files[f].name, t[:, 0], (*t.shape, *extractors[f].frame_shape), extractors[f].frame_dtype) for f, (t, _) in plan.items()}
+    return {f: Spooled(files[f].name, t[:, 0], (len(t), *extractors[f].unit_shape), extractors[f].unit_dtype) for f, (t, _) in plan.items()}
 
 
 def _slots(at: np.ndarray) -> dict[int, np.ndarray]:  # (m,) positions of frames -> by position: where in `at` it stands
@@ -72,7 +73,7 @@ _worker = {"params": None, "extractors": {}}
 
 def start_worker(
     params: dict,  # all parameters
-) -> dict:  # the extractors by feature; the same objects when it is called again with the same parameters
+) -> dict[str, Extractor]:  # by feature; the same objects when it is called again with the same parameters
     "Make this process a worker, of one thread: the processes are the parallelism."
     import cv2
     import torch

@@ -9,7 +9,7 @@ __all__ = ['extract_chunk', 'retry_chunk', 'local_chunks', 'cluster_worker_pool'
 # %% ../../nbs/3_extraction/35_extract.ipynb #d6699720
 import atexit
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,14 +26,14 @@ from .cluster import WORKER, ClusterError, on_cluster
 from .decode import Spooled, prefetch, start_worker, worker_pool
 from .store import Store, Units, chunks, read_units, transient_failures
 from .workers import WorkerPool, is_transient
-from ..features.backbone import Embeddings
+from ..features.base import Extractor
 from ..features.catalogue import extractor_of
 from ..features.engine import inference_threads
 
 # %% ../../nbs/3_extraction/35_extract.ipynb #14793670
 class _Batches:
     "Collects units across the videos of a part and hands each full batch to a lane."
-    def __init__(self, extractor, pool: Executor): self.extractor, self.pool, self.waiting, self.given = extractor, pool, [], []
+    def __init__(self, extractor: Extractor, pool: Executor): self.extractor, self.pool, self.waiting, self.given = extractor, pool, [], []
 
     def add(self, unit: np.ndarray) -> None:
         self.waiting.append(unit)
@@ -52,7 +52,7 @@ class _Batches:
 # %% ../../nbs/3_extraction/35_extract.ipynb #7402cf9b
 def extract_chunk(
     videos: pd.DataFrame,  # rows with `content`
-    extractors: dict,  # by feature, those that are lacking
+    extractors: Mapping[str, Extractor],  # by feature, those that are lacking
     prepared: Iterator[tuple[dict[str, Spooled], str]],  # the next of it are these videos
     pool: Executor,  # from `inference_threads`
 ) -> Iterator[dict[str, list[Units]] | None]:  # None after each video, at last the part by feature
@@ -75,7 +75,7 @@ def extract_chunk(
 
 def retry_chunk(
     videos: pd.DataFrame,
-    extractors: dict,
+    extractors: Mapping[str, Extractor],  # by feature
     root: Path,  # the paths' folder
     alone: set[str],  # contents of the videos that were given up once
     stored: bool,  # whether there is a part already for each of the features
@@ -97,7 +97,7 @@ def retry_chunk(
 def local_chunks(
     todo: list[tuple[pd.DataFrame, list[str]]],  # parts and the features that lack them
     root: Path,  # the paths' folder
-    extractors: dict,  # by feature
+    extractors: Mapping[str, Extractor],  # by feature
     workers: WorkerPool,  # for the same extractors or more
 ) -> Iterator[tuple[pd.DataFrame, dict[str, list[Units]]] | None]:  # None after each video, and each part when it is done
     "Extract parts on this machine; the workers are never done with a part before the next one is begun."
@@ -107,9 +107,9 @@ def local_chunks(
             for part in extract_chunk(videos, {f: extractors[f] for f in features}, prepared, pool): yield part and (videos, part)
 
 
-def _device(extractors: dict) -> str:
+def _device(extractors: Mapping[str, Extractor]) -> str:
     "Where the networks compute."
-    return next((e.backbone.device for e in extractors.values() if isinstance(e, Embeddings)), "cpu")
+    return next((e.device for e in extractors.values() if e.device != "cpu"), "cpu")
 
 # %% ../../nbs/3_extraction/35_extract.ipynb #ffeabc8c
 _kept = {"params": None, "workers": None, "stack": ExitStack()}
@@ -164,7 +164,7 @@ def cluster_chunks(
 # %% ../../nbs/3_extraction/35_extract.ipynb #7286ed7b
 def stores_of(
     params: dict,
-) -> dict[str, tuple]:  # by feature: (extractor, Store)
+) -> dict[str, tuple[Extractor, Store]]:  # by feature
     "The extractors and where their units are kept; finds, checks and, where needed, downloads the weights."
     made = {f: extractor_of(f, params) for f in params["features"]}
     return {f: (e, Store(Path(params["cache"]), e.key())) for f, e in made.items()}

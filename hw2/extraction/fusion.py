@@ -13,12 +13,13 @@ import pandas as pd
 from sklearn.preprocessing import StandardScaler
 
 from .store import Units
+from ..features.base import Pooler
 from ..features.catalogue import feature_pooler
 
 # %% ../../nbs/3_extraction/34_fusion.ipynb #f6528da7
 class EarlyFusion:
-    "Several poolers as one, in their manners; a video's units are a dictionary by feature."
-    def __init__(self, poolers: Mapping[str, object]): self.poolers = dict(poolers)  # by feature
+    "Several poolers as one `Pooler`; a video's units are a dictionary by feature."
+    def __init__(self, poolers: Mapping[str, Pooler]): self.poolers = dict(poolers)  # by feature
 
     def fit(self, videos: list[Mapping[str, np.ndarray]]) -> "EarlyFusion":
         "Learn what each pooler learns, and the scale, from training videos."
@@ -50,7 +51,7 @@ def pooler_of(
     feature: str,  # "sift", "cnn", "cnn3d", or "early": all of the run's
     params: dict,  # all parameters
     seed: int = 0,  # of the k-means
-):  # an object with fit, transform, state, load
+) -> Pooler:
     "What turns a feature's units, or all features' together, into one vector a video."
     if feature == "early": return EarlyFusion({f: feature_pooler(f, params, seed) for f in params["features"]})
     return feature_pooler(feature, params, seed)

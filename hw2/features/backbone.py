@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH_BYTES', 'embedding_node', 'flatten_maps', 'Embedder', 'tensors_before', 'locked_cached_property', 'Backbone',
-           'embed', 'Embeddings', 'PooledEmbeddings']
+           'embed', 'Embeddings']
 
 # %% ../../nbs/2_features/26_backbone.ipynb #7ebb6053
 from .networks import BUILDING, MINI, WeightsError, build, known_backbones, unknown  # before torchvision, for which it clears the way
@@ -23,7 +23,6 @@ from torchvision.models import get_model
 from torchvision.transforms._presets import ImageClassification, VideoClassification
 
 from ..core.files import file_hash
-from ..data.video import pool_units
 from .engine import check_engine, engine_version, runner
 from .weights import load_weights, names_file, normalize, preprocessing, resize_and_crop, sidecar, torchvision_weights, weights_file
 
@@ -187,14 +186,14 @@ def embed(
 
 # %% ../../nbs/2_features/26_backbone.ipynb #5de98136
 class Embeddings:
-    "The contract of all three features, for a network: subclasses add `name`, `looks_at`, `times` and `units`."
+    "What the extractors of the two networks share; a subclass is an `Extractor` by its `name`, `looks_at`, `times` and `units`."
     version = 2
 
     def __init__(self, backbone: Backbone):
         kind = "clips" if backbone.clips else "frames"
         if kind != self.looks_at: raise WeightsError(f"{backbone.name} is a network for {kind}; {self.name} needs one for {self.looks_at}")
-        self.backbone, self.unit_batch = backbone, backbone.batch
-        self.frame_shape, self.frame_dtype = (3, *backbone.shape[-2:]), np.dtype("uint8")
+        self.backbone, self.device, self.unit_batch = backbone, backbone.device, backbone.batch
+        self.unit_shape, self.unit_dtype = (backbone.shape[1] if backbone.clips else 1, 3, *backbone.shape[-2:]), np.dtype("uint8")
 
     def key(self) -> dict: return dict(feature=self.name, version=self.version) | self.backbone.key()
 
@@ -208,12 +207,3 @@ class Embeddings:
             raise WeightsError(f"{self.backbone.file or self.backbone.weights}: {what}: {str(e).splitlines()[0]}") from e
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray: return self.backbone.prepare(rgb)  # (h, w, 3) uint8 -> (3, H, W) uint8
-
-
-class PooledEmbeddings:
-    "A video's vector from its units; nothing is learned. The manners of `sift.BagOfWords`."
-    def __init__(self, pool: str = "mean"): self.pool = pool  # "mean" or "max"
-    def fit(self, videos: list[np.ndarray]) -> "PooledEmbeddings": return self
-    def transform(self, videos: list[np.ndarray]) -> np.ndarray: return np.stack([pool_units(v, self.pool) for v in videos])  # (n, d) each -> (N, d)
-    def state(self) -> dict[str, np.ndarray]: return {}
-    def load(self, state: dict[str, np.ndarray]) -> "PooledEmbeddings": return self

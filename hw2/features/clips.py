@@ -8,7 +8,8 @@ __all__ = ['ClipEmbeddings']
 # %% ../../nbs/2_features/28_clips.ipynb #95a2c9b6
 import numpy as np
 
-from ..data.video import clip_times
+from ..data.decode import clip_times
+from ..data.video import Video
 from .backbone import Backbone, Embeddings, embed
 
 # %% ../../nbs/2_features/28_clips.ipynb #ddb6bd67
@@ -26,9 +27,7 @@ class ClipEmbeddings(Embeddings):
 
     def key(self) -> dict: return super().key() | dict(clip_fps=self.clip_fps, n_clips=self.n_clips)
 
-    def times(self, duration: float) -> np.ndarray:  # (n_clips, 16) seconds
-        "The moments whose frames make each unit."
-        return clip_times(duration, self.n_clips, self.clip_fps)
+    def times(self, video: Video) -> np.ndarray: return clip_times(video.duration, self.n_clips, self.clip_fps)  # (n_clips, 16) seconds
 
     def units(self, batch: np.ndarray) -> np.ndarray:  # (b, 16, 3, H, W) uint8 -> (b, d) float32
         "One vector a clip."

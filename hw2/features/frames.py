@@ -8,7 +8,8 @@ __all__ = ['FrameEmbeddings']
 # %% ../../nbs/2_features/27_frames.ipynb #312e8896
 import numpy as np
 
-from ..data.video import frame_times
+from ..data.decode import frame_times
+from ..data.video import Video
 from .backbone import Backbone, Embeddings, embed
 
 # %% ../../nbs/2_features/27_frames.ipynb #c2b9b37b
@@ -25,9 +26,7 @@ class FrameEmbeddings(Embeddings):
 
     def key(self) -> dict: return super().key() | dict(fps=self.fps)
 
-    def times(self, duration: float) -> np.ndarray:  # (n, 1) seconds
-        "The moments whose frames make each unit."
-        return frame_times(duration, self.fps)
+    def times(self, video: Video) -> np.ndarray: return frame_times(video.duration, self.fps)  # (n, 1) seconds
 
     def units(self, batch: np.ndarray) -> np.ndarray:  # (b, 1, 3, H, W) uint8 -> (b, d) float32
         "One vector a frame."

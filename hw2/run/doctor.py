@@ -16,10 +16,11 @@ import pandas as pd
 from ..core.params import check_params
 from ..core.progress import progress
 from ..data.dataset import Dataset, hash_contents, similar_paths
+from ..data.decode import clip_times, decode, frame_times, frames_at
 from ..data.near_duplicates import Background, background, background_of, describe_copy, near_duplicates, was_trained_on
 from ..data.split import label_notes, split_manifest
 from ..data.thumbnails import SIDE, thumbnail, thumbnail_times
-from ..data.video import clip_times, decode, frame_times, frames_at, probe
+from ..data.video import probe
 from ..evaluation.metrics import wilson_interval
 from ..extraction.decode import worker_pool
 from ..features.sift import LARGE, SMALLER

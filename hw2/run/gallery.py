@@ -20,7 +20,7 @@ from safetensors import safe_open
 from ..core.params import videos_root
 from ..data.dataset import read_classes, read_manifest
 from ..extraction.store import Store, read_units
-from ..features.sift import SIFT, BagOfWords
+from ..features.sift import SIFT, BagOfWords, strongest_keypoints
 from ..report.maps import LEAST, embed_in_plane, plot_map, plot_recalls, plot_seeds, recalls_by_feature
 from hw2.report.photos import (
     confused_pairs,
@@ -33,7 +33,6 @@ from hw2.report.photos import (
     sample_frames,
     save_photos,
     sheet_plan,
-    strongest_keypoints,
 )
 from ..report.plots import save_figure
 from .record import run_params
