@@ -31,8 +31,9 @@ from ..core.progress import progress
 from ..data.dataset import COLUMNS, write_manifest
 from ..data.decode import decode, frames_at, read_frames
 from ..data.video import probe
+from ..extraction.compute import local_chunks
 from ..extraction.decode import start_worker
-from ..extraction.extract import extract, local_chunks
+from ..extraction.extract import extract
 from ..extraction.store import Units
 from ..extraction.workers import START, WorkerPool, short_sockets
 from ..features.base import Extractor

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'SMALLER', 'downscale', 'strongest_keypoints', 'SIFT', 'larger_frames', 'nearest_word', 'Vocabulary',
-           'normalise', 'BagOfWords']
+           'BagOfWords']
 
 # %% ../../nbs/2_features/21_sift.ipynb #093fb426
 from collections.abc import Sequence

@@ -15,8 +15,9 @@ import pandas as pd
 from ..core.files import PACKAGE
 from ..core.params import untrained
 from ..data.dataset import read_classes, read_manifest
-from ..data.near_duplicates import Background, background, background_of, describe_copy, near_duplicates, was_trained_on
+from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
 from ..data.thumbnails import Thumbnails
+from ..evaluation.background import Background, background, background_of
 from ..evaluation.metrics import wilson_interval
 from ..extraction.store import Store, Units, read_units
 from ..report.tables import one_line

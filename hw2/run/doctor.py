@@ -17,10 +17,11 @@ from ..core.params import check_params
 from ..core.progress import progress
 from ..data.dataset import Dataset, hash_contents, similar_paths
 from ..data.decode import clip_times, decode, frame_times, frames_at
-from ..data.near_duplicates import Background, background, background_of, describe_copy, near_duplicates, was_trained_on
+from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
 from ..data.split import label_notes, split_manifest
 from ..data.thumbnails import SIDE, thumbnail, thumbnail_times
 from ..data.video import probe
+from ..evaluation.background import Background, background, background_of
 from ..evaluation.metrics import wilson_interval
 from ..extraction.decode import worker_pool
 from ..features.sift import LARGE, SMALLER
@@ -78,7 +79,7 @@ def examine(
     dataset.manifest = hash_contents(dataset, workers)
     with worker_pool(check_params({"features": ["sift"], "workers": workers})) as pool:
         jobs = [(look, str(dataset.root/p)) for p in dataset.manifest["path"]]
-        told = list(progress(pool.ahead(jobs), "looking", len(jobs), "video"))
+        told = list(progress(pool.prefetch(jobs), "looking", len(jobs), "video"))
     return Examined(dataset, [seen for seen, _ in told], [error for _, error in told], notes)
 
 # %% ../../nbs/7_run/79_doctor.ipynb #a2baa881

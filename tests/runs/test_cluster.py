@@ -88,7 +88,7 @@ def test_a_cluster_tries_again_what_was_given_up(videos, here):
     contents = chunks(dataset.manifest)[0]["content"]
     before, units = store.path(contents).read_bytes(), read_chunk(store.path(contents))
     units[3] = Units(units[3].content, error="given up after 300 s")
-    store.keep(contents, units)
+    store.write(contents, units)
     assert len(extract(dataset, params | {"scheduler": "local:2"})) == 2 and store.path(contents).read_bytes() == before
 
 
