@@ -76,7 +76,7 @@ def decode(
 
 
 def _needed(packets, codec, by_pts) -> Iterator[av.VideoFrame]:
-    "The packets' frames; where the decoder knows how, unwanted ones that no other frame refers to are skipped."
+    "The packets' frames; where the decoder can, unwanted ones that no other frame refers to are skipped."
     skips = codec.name in {"h264", "hevc"}  # AV1's would leave out wanted ones, too
     for packet in packets:
         if skips: codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in by_pts else "NONREF"

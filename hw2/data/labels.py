@@ -95,7 +95,7 @@ def splits(
 def class_map(
     path: str | Path,  # columns Label,Category: a name and its index, in either order
 ) -> list[str]:  # class names in the order of their indices
-    "Read `cls_map.csv`; which column is the index is told by its contents. Raises `DataError`."
+    "Read `cls_map.csv`; the contents say which column is the index. Raises `DataError`."
     df = read_table(path, ["Label", "Category"])
     if not len(df): raise DataError(f"{path}: no rows below the header")
     index, name = ("Category", "Label") if df["Category"].str.fullmatch(r"\d{1,18}").all() else ("Label", "Category")
@@ -127,7 +127,7 @@ def skeleton(
 
 
 def difference(a: str, b: str) -> str:
-    "What alone tells apart two texts that look alike, in words; empty for others and for equal ones."
+    "The only difference between two texts that look alike, in words; empty for others and for equal ones."
     if a == b or skeleton(a) != skeleton(b): return ""
     return " and ".join([what for what in LOOKS if skeleton(a, what) != skeleton(b, what)] or LOOKS)
 

@@ -159,8 +159,8 @@ def compare(
     need = max(min(3, n, m), int(np.ceil(.6 * min(n, m))))
     like = standardise(a[:, inside]) @ standardise(w[:, inside]).T
     shift = (np.arange(m) - np.arange(n)[:, None]).ravel() + n - 1  # which diagonal
-    likeness = np.bincount(shift, like.ravel()) / np.bincount(shift)
-    ahead = int(likeness[need - 1:n + m - need].argmax()) + need - n
+    similarity = np.bincount(shift, like.ravel()) / np.bincount(shift)
+    ahead = int(similarity[need - 1:n + m - need].argmax()) + need - n
     i, j = _beside(n, m, ahead)
     rough = _match(a[i][:, inside], w[j][:, inside], (i.start, j.start), place)
     if rough.correlation < .93 or (rough.motion < .5 and rough.stirring > 2): return rough

@@ -28,8 +28,8 @@ def split_manifest(
     m = manifest.copy()
     m.loc[m["label"].isna(), "split"] = "test"
     free = np.flatnonzero(m["split"] != "test")
-    alone = m["group"].iloc[free] == ""
-    if alone.any() and not alone.all(): raise DataError(f"{m['id'].iloc[free[alone][0]]}: no group, though other videos have one")
+    ungrouped = m["group"].iloc[free] == ""
+    if ungrouped.any() and not ungrouped.all(): raise DataError(f"{m['id'].iloc[free[ungrouped][0]]}: no group, though other videos have one")
     y, groups = m["label"].iloc[free].to_numpy(int), m["group"].iloc[free].to_numpy(str)
     stratify = stratify and not unstratified(y, groups, folds)
     if folds is not None: return _with_folds(m, free, folds, split_seed, stratify, classes)
@@ -50,7 +50,7 @@ def _held_out(y: np.ndarray, groups: np.ndarray, split_seed: int, stratify: bool
     if n < 2: raise DataError(f"all videos are of the group {groups[0]!r}: at least two are needed, or a split")
     if not stratify: return next(GroupShuffleSplit(1, test_size=0.2, random_state=split_seed).split(y, groups=groups))
     folds = StratifiedGroupKFold(min(5, n, np.bincount(y).max()), shuffle=True, random_state=split_seed)
-    found = [(train, held) for train, held in _by_label(folds, y, groups) if len(held)]
+    found = [(train, held_out) for train, held_out in _by_label(folds, y, groups) if len(held_out)]
     lacks = lambda pair: len(set(y)) - len(set(y[pair[0]]))  # where it can be, every class is trained on
     return min(found, key=lambda pair: (lacks(pair), abs(len(pair[1]) - .2 * len(y))))
 
@@ -128,7 +128,7 @@ def _with_folds(m: pd.DataFrame, free: np.ndarray, folds: int | str, split_seed:
         splits = _by_label(how, y, groups)
     else: raise DataError(f"folds: {folds!r} is neither null, a number from 2, nor group")
     fold = np.full(len(m), -1)
-    for k, (_, held) in enumerate(splits): fold[free[held]] = k
+    for k, (_, held_out) in enumerate(splits): fold[free[held_out]] = k
     split = np.where(fold >= 0, "val", m["split"])
     return m.assign(split=split.astype(object), fold=pd.Series(fold, m.index, dtype="Int64").where(fold >= 0))
 
@@ -141,7 +141,7 @@ def cv_splits(
     folds = sorted(set(manifest["fold"].dropna().astype(int)))
     masks = [(k, (manifest["fold"] != k).fillna(False), (manifest["fold"] == k).fillna(False)) for k in folds] or [
         (None, manifest["split"] == "train", manifest["split"] == "val")]
-    found = [(k, np.flatnonzero(train), np.flatnonzero(held)) for k, train, held in masks]
+    found = [(k, np.flatnonzero(train), np.flatnonzero(held_out)) for k, train, held_out in masks]
     for k, train, _ in found:
         lacking = sorted(set(range(len(classes))) - set(manifest["label"].iloc[train].dropna()))
         if lacking: raise DataError(f"no training video{'' if k is None else f' in fold {k}'} for class {', '.join(classes[c] for c in lacking)}: "

@@ -136,7 +136,7 @@ class _Packet(NamedTuple):
     "What is kept of a packet of the video stream."
     pts: int | None
     duration: int
-    discard: bool  # decoded, but outside the part that an edit list shows
+    discard: bool  # decoded, but outside what an edit list shows
     key: bool
     coded: PictureHeader | None  # what the picture itself says, where that can be read
 
@@ -194,7 +194,7 @@ def _rising(
     stamps: list[int | None],
     step: float,  # the usual one
     longest: float = np.inf,  # that a frame may last
-    clocked: bool = False,  # whether a longer one tells that the clock was set
+    clocked: bool = False,  # whether a longer one means that the clock was set
 ) -> np.ndarray:  # (n,) int64, strictly rising
     "Time stamps for frames in the order in which they are shown."
     known = [s for s in stamps if s is not None]
@@ -258,15 +258,15 @@ def _missing(path: Path, form: str, video: Video, n: int, ends: float, promise: 
     if promise.frames > n and video.duration < (promise.frames - 1.5) / promise.rate: raise VideoError(path, f"truncated: {n} of {promise.frames} frames")
     if form == "gif": raise VideoError(path, "truncated: it ends in the middle of a picture")
     if promise.frames or seconds: return "the file is cut; at most one frame is missing"
-    lost = end - size  # bytes, at least: nothing says what was to follow
-    if lost > .02 * end and lost / size * video.duration > 1: raise VideoError(path, f"truncated: {size:,} of at least {end:,} bytes")
+    absent = end - size  # bytes, at least: nothing says what was to follow
+    if absent > .02 * end and absent / size * video.duration > 1: raise VideoError(path, f"truncated: {size:,} of at least {end:,} bytes")
     return "the file is cut; how much is missing is unknown"
 
 # %% ../../nbs/1_data/12_video.ipynb #30a6bd88
 def probe(
     path: str | Path,
 ) -> Video:  # when every frame is shown
-    "Read the packets, decode where they do not tell; raises `VideoError` for a file that is missing, unreadable, truncated, or without sane time stamps."
+    "Read the packets, decode where they are not enough; raises `VideoError` for a file that is missing, unreadable, truncated, or without sane time stamps."
     path = Path(path)
     with open_video(path) as (container, stream):
         packets, ends = _packets(container, stream)

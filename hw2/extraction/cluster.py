@@ -16,7 +16,7 @@ WORKER = "DASK_DISTRIBUTED__WORKER__DAEMON=False dask worker"  # how a worker is
 
 
 class ClusterError(RuntimeError):
-    "A cluster that cannot be used, or that lost too many workers; the message says what to do."
+    "A cluster that cannot be used, or whose workers died too often; the message says what to do."
 
 
 def needs_dask(scheduler: str) -> None:
@@ -53,7 +53,7 @@ def on_cluster(
     function: Callable,  # importable where the workers are
     jobs: list[tuple],  # arguments of each call
 ) -> Iterator[tuple[int, object]]:  # the job's number and what the function returned, as they come
-    "Call `function` for every job on the cluster; raises its errors, and `ClusterError` where workers or the scheduler are lost."
+    "Call `function` for every job on the cluster; raises its errors, and `ClusterError` where workers or the scheduler end."
     with cluster_client(scheduler) as client:
         from distributed import CancelledError, as_completed
         from distributed.comm import CommClosedError
@@ -64,7 +64,7 @@ def on_cluster(
                 yield numbers[future], result
                 future.release()
         except KilledWorker as e:
-            raise ClusterError("workers died again and again at the same part, most likely for lack of memory: start them with more "
-                               "(`--memory-limit`), or fewer of them. Finished parts are kept") from e
+            raise ClusterError("workers died again and again at the same chunk of videos, most likely for lack of memory: start them with more "
+                               "(`--memory-limit`), or fewer of them. Finished chunks are kept") from e
         except (CancelledError, CommClosedError) as e:
-            raise ClusterError(f"the scheduler at {scheduler} was lost. Finished parts are kept: the same command goes on from here") from e
+            raise ClusterError(f"the scheduler at {scheduler} was lost. Finished chunks are kept: the same command goes on from here") from e

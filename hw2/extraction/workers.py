@@ -88,7 +88,7 @@ def _serve(pipe, begin: Callable, args: tuple) -> None:
     _, error = _outcome(begin, args)
     _limit_memory()
     pipe.send((None, error))
-    with suppress(EOFError):  # which comes when nobody will ask any more
+    with suppress(EOFError):  # which comes when the parent closes the pipe
         while True: pipe.send(_outcome(*pipe.recv()))
 
 

@@ -136,7 +136,7 @@ def test_a_scheduler_that_is_lost_leaves_the_finished_parts(videos):
 
 
 def test_a_job_that_kills_every_worker_is_told():
-    with pytest.raises(ClusterError, match="workers died again and again at the same part, most likely for lack of memory"):
+    with pytest.raises(ClusterError, match="workers died again and again at the same chunk of videos, most likely for lack of memory"):
         list(on_cluster("local:1", os._exit, [(9,)]))
 
 
