@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..classifier.mlp import build_mlp
-from ..data.video import clip_times, frame_times, frames_at, probe
+from ..data.probe import probe
+from ..data.video import clip_times, frame_times, frames_at
 from ..features.backbone import Backbone
 from ..features.networks import build
 from ..features.weights import load_weights

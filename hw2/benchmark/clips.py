@@ -18,7 +18,8 @@ import pandas as pd
 from ..core.files import atomic_write, write_csv
 from ..core.progress import progress
 from ..data.dataset import Dataset, from_csv, hash_contents
-from ..data.video import VideoError, decode, probe, write_video
+from ..data.probe import VideoError, probe, write_video
+from ..data.video import decode
 from ..demo.videos import CLASSES, draw_video
 
 # %% ../../nbs/benchmark/1_clips.ipynb #e6ee79d0

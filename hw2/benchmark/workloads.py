@@ -28,12 +28,14 @@ from ..core.devices import cores, one_thread
 from ..core.params import check_params
 from ..core.progress import progress
 from ..data.dataset import COLUMNS, write_manifest
-from ..data.video import decode, frames_at, probe, read_frames
+from ..data.probe import probe
+from ..data.video import decode, frames_at, read_frames
+from ..extraction.compute import local_chunks
 from ..extraction.decode import start_worker
-from ..extraction.extract import extract, local_chunks
+from ..extraction.extract import extract
 from ..extraction.store import Units
 from ..extraction.workers import START, WorkerPool, short_sockets
-from ..features.backbone import Embeddings
+from ..features.base import Extractor
 from ..features.catalogue import extractor_of
 from ..features.engine import inference_threads
 from ..features.sift import SIFT, nearest_word
@@ -45,38 +47,38 @@ def usable(
     feature: str,  # "cnn" or "cnn3d"
     params: Mapping,  # what is not at its default
     engines: Sequence[str],
-) -> tuple[dict[str, Embeddings], dict[str, str]]:  # by engine: the extractor, built and tried; why there is none
+) -> tuple[dict[str, Extractor], dict[str, str]]:  # by engine: the extractor, built and tried; why there is none
     "The feature's network under each engine."
     made, reasons = {}, {}
     for engine in engines:
         try:
             extractor = extractor_of(feature, check_params(dict(params) | {"engine": engine}))
-            units_of(extractor, np.zeros((1, extractor.times(10.0).shape[1], *extractor.frame_shape), extractor.frame_dtype))
+            units_of(extractor, np.zeros((1, *extractor.unit_shape), extractor.unit_dtype))
         except (ImportError, ValueError, RuntimeError) as e: reasons[engine] = str(e)
         else: made[engine] = extractor
     return made, reasons
 
 
 def units_of(
-    extractor: Embeddings,
+    extractor: Extractor,
     x: np.ndarray,  # (n, frames a unit, *frame), from `prepared`
 ) -> np.ndarray:  # (n, d) float32
     "The embeddings, as the runner computes them: a batch in each lane."
-    with inference_threads(extractor.backbone.device) as pool:
+    with inference_threads(extractor.device) as pool:
         batches = (x[i:i + extractor.unit_batch] for i in range(0, len(x), extractor.unit_batch))
         return np.concatenate(list(pool.map(extractor.units, batches)))
 
 # %% ../../nbs/benchmark/3_workloads.ipynb #b550e255
 def prepared(
     files: Sequence[Path],
-    extractor: Embeddings,
+    extractor: Extractor,
     transform: Callable,  # the plain way's, from `torchvision_network`
     n: int,  # units: the videos' own, and from the first again where they have fewer
 ) -> tuple[np.ndarray, list[torch.Tensor]]:  # for `units_of`: (n, frames a unit, *frame); for `plain.embed_singly`
     "The same units, for the package and for torchvision."
     ours, items = [], []
     for file in cycle(files):
-        for frames in read_frames(file, extractor.times(probe(file).duration)):  # (t, h, w, 3)
+        for frames in read_frames(file, extractor.times(probe(file))):  # (t, h, w, 3)
             ours.append(np.stack([extractor.prepare(f) for f in frames]))
             x = torch.from_numpy(frames).permute(0, 3, 1, 2)
             items.append(transform(x[0] if len(x) == 1 else x))
@@ -157,7 +159,7 @@ def seconds_of_parts(
 ) -> dict[str, float]:  # "decoding", and each feature's preparation (SIFT's is all of it)
     "Seconds on one thread, which is what a worker has."
     video, threads = probe(file), cv2.getNumThreads()
-    wanted = {f: np.unique(frames_at(video, e.times(video.duration))) for f, e in extractors.items()}
+    wanted = {f: np.unique(frames_at(video, e.times(video))) for f, e in extractors.items()}
     cv2.setNumThreads(1)
     with one_thread():
         start = time.perf_counter()

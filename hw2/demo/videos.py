@@ -23,7 +23,7 @@ import pandas as pd
 from ..core.devices import cores
 from ..core.files import write_csv
 from ..core.progress import progress
-from ..data.video import write_video
+from ..data.probe import write_video
 from .sprites import SIDE, SPLITS, Put, background, levels, paste, round_sprite, sheet
 
 # %% ../../nbs/demo/2_videos.ipynb #0c4b3e5c

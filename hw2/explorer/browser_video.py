@@ -14,7 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..data.video import Video, VideoError, decode, display_matrix, open_video, probe
+from ..data.probe import Video, VideoError, open_video, probe
+from ..data.video import decode, display_matrix
 
 # %% ../../nbs/explorer/1_browser_video.ipynb #5f583989
 PROFILES = {"Baseline", "Constrained Baseline", "Main", "High"}  # of H.264, those with 8 bits and 4:2:0

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.params import videos_root
-from ..data.video import VideoError
+from ..data.probe import VideoError
 from .browser_video import browser_clip
 from .matrix_widget import MatrixWidget
 from ..report.tables import printable

@@ -8,7 +8,8 @@ __all__ = ['extractor_of', 'feature_pooler']
 # %% ../../nbs/2_features/29_catalogue.ipynb #5215b09f
 from ..core.devices import pick_device
 from ..data.thumbnails import Thumbnails
-from .backbone import Backbone, PooledEmbeddings
+from .backbone import Backbone
+from .base import Extractor, PooledEmbeddings, Pooler
 from .clips import ClipEmbeddings
 from .frames import FrameEmbeddings
 from .sift import SIFT, BagOfWords
@@ -17,7 +18,7 @@ from .sift import SIFT, BagOfWords
 def extractor_of(
     feature: str,  # "sift", "cnn", "cnn3d" or "thumbnails"
     params: dict,  # all parameters
-):  # an object with name, key, times, prepare, units
+) -> Extractor:
     "The feature's extractor; building it reads no weights."
     if feature == "sift": return SIFT(params["keypoints"], params["fps"], params["sift_size"])
     if feature == "thumbnails": return Thumbnails()
@@ -31,6 +32,6 @@ def feature_pooler(
     feature: str,  # "sift", "cnn" or "cnn3d"
     params: dict,
     seed: int = 0,  # of the k-means
-):  # an object with fit, transform, state, load
+) -> Pooler:
     "What turns the feature's units into one vector a video."
     return BagOfWords(params["words"], params["sift_pool"], params["sift_norm"], seed) if feature == "sift" else PooledEmbeddings(params[f"{feature}_pool"])

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .photos import (distinctive_words, misclassified, nearest_descriptors, patch, plot_keypoints, plot_strips, sample_frames, sheet_plan,
-                               strongest_keypoints)
+from ..features.sift import strongest_keypoints
+from .photos import distinctive_words, misclassified, nearest_descriptors, patch, plot_keypoints, plot_strips, sample_frames, sheet_plan
 
 # %% ../../nbs/6_report/64_gallery.ipynb #dfb4dbc3
 def in_turn(

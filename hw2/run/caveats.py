@@ -14,8 +14,9 @@ import pandas as pd
 
 from ..core.files import PACKAGE
 from ..core.params import untrained
-from ..data.near_duplicates import Background, background, background_of, describe_copy, near_duplicates, was_trained_on
+from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
 from ..data.thumbnails import Thumbnails
+from ..evaluation.background import Background, background, background_of
 from ..evaluation.metrics import wilson_interval
 from ..extraction.store import Store, Units, read_units
 from ..report.scores import means

@@ -22,7 +22,7 @@ from ..core.files import EXPERIMENTS, ROOT, temporary_path, write_csv, write_tex
 from ..core.params import PARAMETERS, ParameterError, read_params
 from ..core.progress import format_duration, in_kernel
 from ..data.labels import DataError
-from ..data.video import VideoError
+from ..data.probe import VideoError
 from ..extraction.workers import is_transient
 from ..report.tables import printable
 from .record import Stage, open_run, run_folder, run_params

@@ -16,10 +16,12 @@ import pandas as pd
 from ..core.params import check_params
 from ..core.progress import progress
 from ..data.dataset import Dataset, hash_contents, similar_paths
-from ..data.near_duplicates import Background, background, background_of, describe_copy, near_duplicates, was_trained_on
+from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
+from ..data.probe import probe
 from ..data.split import label_notes, split_manifest
 from ..data.thumbnails import SIDE, thumbnail, thumbnail_times
-from ..data.video import clip_times, decode, frame_times, frames_at, probe
+from ..data.video import clip_times, decode, frame_times, frames_at
+from ..evaluation.background import Background, background, background_of
 from ..evaluation.metrics import wilson_interval
 from ..extraction.decode import worker_pool
 from ..features.sift import LARGE, SMALLER
@@ -77,7 +79,7 @@ def examine(
     dataset.manifest = hash_contents(dataset, workers)
     with worker_pool(check_params({"features": ["sift"], "workers": workers})) as pool:
         jobs = [(look, str(dataset.root/p)) for p in dataset.manifest["path"]]
-        found = list(progress(pool.ahead(jobs), "looking", len(jobs), "video"))
+        found = list(progress(pool.prefetch(jobs), "looking", len(jobs), "video"))
     return Examined(dataset, [seen for seen, _ in found], [error for _, error in found], notes)
 
 # %% ../../nbs/7_run/80_doctor.ipynb #a2baa881

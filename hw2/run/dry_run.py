@@ -24,8 +24,9 @@ from ..data.labels import DataError
 from ..data.source import dataset_of
 from ..data.split import cv_splits
 from ..extraction.cluster import cluster_client, needs_dask
+from ..extraction.compute import local_chunks
 from ..extraction.decode import worker_pool
-from ..extraction.extract import duration_of, local_chunks, missing_chunks, stop_at, stores_of, unreadable
+from ..extraction.extract import duration_of, missing_chunks, stop_at, stores_of, unreadable
 from ..extraction.store import stored_outcomes
 from ..extraction.workers import is_transient
 
@@ -64,7 +65,7 @@ def plan(params: dict) -> Plan:
     rows = m.index[m["content"].isin({c for videos, _ in todo for c in videos["content"]})]
     seen = []
     if len(rows):
-        with worker_pool(params | {"features": ["sift"]}) as workers: seen = list(workers.ahead((duration_of, str(dataset.root/p)) for p in m["path"][rows]))
+        with worker_pool(params | {"features": ["sift"]}) as workers: seen = list(workers.prefetch((duration_of, str(dataset.root/p)) for p in m["path"][rows]))
     causes = dict(zip(missing["id"], missing["cause"])) | dict(zip(m["id"][rows], (error for _, error in seen)))
     errors = pd.Series([causes.get(i, "") for i in m["id"]], m.index, object)
     return Plan(dataset, params, stores, todo, pd.Series([seconds for seconds, _ in seen], rows, float).reindex(m.index), errors)

@@ -18,8 +18,8 @@ from ..classifier.fold import all_finite
 from ..classifier.mlp import build_mlp, probabilities
 from ..core.params import display_name
 from ..data.dataset import content_hash, read_classes, read_manifest
+from ..extraction.compute import local_chunks
 from ..extraction.decode import worker_pool
-from ..extraction.extract import local_chunks
 from ..extraction.fusion import join_units, pooler_of
 from ..extraction.store import Units
 from ..features.catalogue import extractor_of

@@ -23,7 +23,8 @@ from traitlets.config import Config
 
 from hw2.core.files import ROOT
 from hw2.data.dataset import read_classes, read_manifest, write_manifest
-from hw2.data.video import decode, probe, write_video
+from hw2.data.probe import probe, write_video
+from hw2.data.video import decode
 from hw2.explorer.explorer import videos_page
 from hw2.explorer.matrix_widget import MatrixWidget
 from hw2.run.predictions import all_predictions, cell_videos, first_cell, neighbours

@@ -20,9 +20,10 @@ from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import check_params
 from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents
+from hw2.data.probe import VideoError, probe
 from hw2.data.source import dataset_of
 from hw2.data.split import split_manifest
-from hw2.data.video import VideoError, decode, probe
+from hw2.data.video import decode
 from hw2.evaluation.submission import submission
 from hw2.extraction import workers
 from hw2.extraction.extract import extract, stores_of

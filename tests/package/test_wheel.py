@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from hw2.core.files import ROOT
-from hw2.data.video import write_video
+from hw2.data.probe import write_video
 
 BUILT_FROM = ["hw2", "nbs", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
 STALE = {"build/lib/hw2/stale.py": "", "hw2.egg-info/SOURCES.txt": "hw2/__init__.py\nhw2/weights/stale.txt\n", "hw2/weights.old/stale.csv": ""}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw2.data.video import write_video
+from hw2.data.probe import write_video
 
 NAMES = {2: ["<b>bold</b> & $x$", "a|b"], 101: [f"class number {k}" for k in range(101)]}
 

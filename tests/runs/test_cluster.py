@@ -88,7 +88,7 @@ def test_a_cluster_tries_again_what_was_given_up(videos, here):
     contents = chunks(dataset.manifest)[0]["content"]
     before, units = store.path(contents).read_bytes(), read_chunk(store.path(contents))
     units[3] = Units(units[3].content, error="given up after 300 s")
-    store.keep(contents, units)
+    store.write(contents, units)
     assert len(extract(dataset, params | {"scheduler": "local:2"})) == 2 and store.path(contents).read_bytes() == before
 
 
@@ -136,7 +136,7 @@ def test_a_scheduler_that_is_lost_leaves_the_finished_parts(videos):
 
 
 def test_a_job_that_kills_every_worker_is_told():
-    with pytest.raises(ClusterError, match="workers died again and again at the same part, most likely for lack of memory"):
+    with pytest.raises(ClusterError, match="workers died again and again at the same chunk of videos, most likely for lack of memory"):
         list(on_cluster("local:1", os._exit, [(9,)]))
 
 

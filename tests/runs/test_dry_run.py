@@ -10,7 +10,7 @@ from hw2.core.files import EXPERIMENTS
 from hw2.core.params import check_params
 from hw2.data.dataset import from_folders, read_manifest
 from hw2.data.split import split_manifest
-from hw2.data.video import write_video
+from hw2.data.probe import write_video
 from hw2.run.cli import execute
 
 

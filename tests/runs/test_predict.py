@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from hw2.core.files import file_hash
 from hw2.data.dataset import read_classes
-from hw2.extraction.extract import local_chunks
+from hw2.extraction.compute import local_chunks
 from hw2.run.cli import app
 from hw2.run.predict import predict
 from hw2.run.record import RunError, done_in

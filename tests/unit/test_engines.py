@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hw2.core.params import read_params
+from hw2.data.probe import write_video
 from hw2.data.source import dataset_of
-from hw2.data.video import write_video
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import read_units
 from hw2.features.backbone import Backbone, embed

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw2.data.video import Video, VideoError, clip_times, decode, frame_times, frames_at, probe, read_frames
+from hw2.data.probe import Video, VideoError, probe
+from hw2.data.video import clip_times, decode, frame_times, frames_at, read_frames
 from hw2.explorer.browser_video import as_mp4
 
 RATE = 25

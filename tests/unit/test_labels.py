@@ -13,8 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hw2.core.files import write_csv
-from hw2.data.dataset import (COLUMNS, from_course, from_csv, from_folders, read_classes, read_dataset, read_manifest, similar_paths, write_classes,
-                              write_manifest)
+from hw2.data.dataset import (
+    COLUMNS,
+    from_course,
+    from_csv,
+    from_folders,
+    read_classes,
+    read_dataset,
+    read_manifest,
+    similar_paths,
+    write_classes,
+    write_manifest,
+)
 from hw2.data.labels import DataError, difference, look_alikes, skeleton
 from hw2.data.split import cv_splits, label_notes, split_manifest, split_notes
 from hw2.run.run import read_result

@@ -10,9 +10,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hw2.core.files import ROOT
 from hw2.data.dataset import Dataset
-from hw2.data.near_duplicates import background, near_duplicates
+from hw2.data.near_duplicates import near_duplicates
+from hw2.data.probe import probe, write_video
 from hw2.data.split import split_manifest
-from hw2.data.video import decode, probe, write_video
+from hw2.data.video import decode
+from hw2.evaluation.background import background
 from hw2.run.doctor import Examined, Look, look, nearly_twice, twice
 
 WEIZMANN = ROOT.parent/"shared/data/weizmann"

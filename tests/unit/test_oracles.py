@@ -19,8 +19,9 @@ from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import check_params
 from hw2.data.dataset import read_manifest, write_manifest
+from hw2.data.probe import probe, write_video
 from hw2.data.split import split_manifest
-from hw2.data.video import clip_times, frame_times, frames_at, probe, read_frames, write_video
+from hw2.data.video import clip_times, frame_times, frames_at, read_frames
 from hw2.demo.sprites import PARTS
 from hw2.demo.videos import CODING, FPS, REVERSALS, draw
 from hw2.evaluation.metrics import as_printed, confusion_matrix, counts, hardest_and_easiest, per_class, top_k_accuracy
@@ -150,7 +151,7 @@ def plain_forward(name: str, network, x: torch.Tensor) -> torch.Tensor:
     ("cnn3d", ClipEmbeddings(Backbone("r2plus1d_mini", "random", batch=8), clip_fps=8, n_clips=1), 5)])
 def test_a_batch_equals_its_items_and_a_plain_forward_pass(name, extractor, size, frames):
     rng = np.random.default_rng(0)
-    length = extractor.times(2).shape[1]
+    length = extractor.unit_shape[0]
     prepared = np.stack([extractor.prepare(f) for f in frames])
     units = np.stack([prepared[rng.integers(0, len(prepared), length)] for _ in range(size)])  # (size, length, 3, H, W)
     batch = extractor.units(units)
@@ -166,7 +167,7 @@ def test_a_batch_equals_its_items_and_a_plain_forward_pass(name, extractor, size
 @pytest.mark.parametrize("extractor, dim", [(FrameEmbeddings(Backbone("convnext_base", "random", preprocess="IMAGENET1K_V1", batch=1)), 1024),
                                             (ClipEmbeddings(Backbone("r2plus1d_18", "random", preprocess="KINETICS400_V1", batch=1)), 512)])
 def test_the_reports_networks_give_the_reports_dimensions(extractor, dim, frames):
-    unit = np.stack([extractor.prepare(frames[0])] * extractor.times(10).shape[1])
+    unit = np.stack([extractor.prepare(frames[0])] * extractor.unit_shape[0])
     assert extractor.units(unit[None]).shape == (1, dim)
 
 
@@ -265,7 +266,7 @@ import numpy as np
 from hw2.features.backbone import Backbone
 from hw2.features.frames import FrameEmbeddings
 from hw2.extraction.decode import prepare_video
-from hw2.data.video import write_video
+from hw2.data.probe import write_video
 pictures = np.random.default_rng(0).integers(0, 256, (7, 240, 320, 3), np.uint8)
 extractor = FrameEmbeddings(Backbone("convnext_mini", "random"), fps=10)
 with tempfile.TemporaryDirectory() as folder:

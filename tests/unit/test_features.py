@@ -1,0 +1,49 @@
+"""Every extractor and every pooler keeps the protocols of `hw2.features.base`"""
+
+import numpy as np
+import pytest
+
+from hw2.core.params import check_params
+from hw2.data.probe import write_video
+from hw2.data.thumbnails import Thumbnails
+from hw2.demo.videos import FPS, draw_video
+from hw2.extraction.fusion import pooler_of
+from hw2.features.base import check_extractor, check_pooler
+from hw2.features.catalogue import extractor_of
+
+PARAMS = check_params(dict(fps=4, clip_fps=8, n_clips=2, device="cpu", cnn_backbone="convnext_mini", cnn_weights="random", cnn3d_backbone="r2plus1d_mini",
+                           cnn3d_weights="random", words=8))
+FEATURES = [*PARAMS["features"], "thumbnails"]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    "Two drawn videos and one of a single frame."
+    folder = tmp_path_factory.mktemp("films")
+    films = [write_video(folder/f"{name}.mp4", draw_video(name, "train", 0), FPS) for name in ("mill_cw", "wheel_right")]
+    return [*films, write_video(folder/"short.mp4", draw_video("mill_cw", "train", 1)[:1], FPS)]
+
+
+@pytest.fixture(scope="module")
+def units(films):
+    "By feature: the units of each film; the extractors are checked on the way."
+    return {f: [check_extractor(extractor_of(f, PARAMS), film) for film in films] for f in FEATURES}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_extractor_keeps_the_protocol(feature, units):
+    assert [u.shape[1:] for u in units[feature]] == [units[feature][0].shape[1:]] * 3 and len(units[feature][2]) == (2 if feature == "cnn3d" else 1)
+
+
+def test_thumbnails_are_an_extractor_though_their_wing_may_not_import_the_protocol(films):
+    assert check_extractor(Thumbnails(), films[0]).dtype == np.uint8
+
+
+@pytest.mark.parametrize("norm", ["none", "l1", "hellinger"])
+@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("feature", [*PARAMS["features"], "early"])
+def test_every_pooler_keeps_the_protocol(feature, pool, norm, units):
+    params = PARAMS | {f"{f}_pool": pool for f in PARAMS["features"]} | {"sift_norm": norm}
+    videos = [dict(zip(PARAMS["features"], video)) for video in zip(*(units[f] for f in PARAMS["features"]))] if feature == "early" else units[feature]
+    X = check_pooler(lambda: pooler_of(feature, params), videos)
+    assert X.shape == (3, {"sift": 8, "cnn": 256, "cnn3d": 128, "early": 392}[feature])
