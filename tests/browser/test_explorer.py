@@ -100,7 +100,7 @@ def test_a_video_that_vanished_and_one_that_is_damaged_cost_themselves_only(run)
     before = [(root/p).read_bytes() for p in paths]
     try:
         (root/paths[0]).unlink(); (root/paths[1]).write_bytes(before[1][:300])
-        page = videos_page(run, three, "sift", k=1)
+        page = videos_page(Run(run), three, "sift", k=1)
     finally:
         for p, data in zip(paths, before): (root/p).write_bytes(data)
     assert page.count("This video cannot be shown: ") == 2 and "no such file." in page
