@@ -215,7 +215,8 @@ def _order_of_decoding(stamps: np.ndarray, longest: float) -> bool:
     return apart <= REORDER and max(np.diff(stamps[order]), default=0) <= longest and len(np.unique(stamps)) > .75 * len(stamps)
 
 # %% ../../nbs/1_data/12_probe.ipynb #3ab8b3b6
-LONGEST = 300  # seconds that one frame may be shown
+LONGEST, STILL = 300, 6 * 3600  # seconds that one frame may be shown; that it may where the header states as long a video
+STATED = {"mov", "matroska"}  # FFmpeg's formats whose header states the length apart from the time stamps
 ANIMATIONS = {"gif", "apng", "webp_anim"}  # FFmpeg's formats whose frames may be shown longer
 
 
@@ -280,7 +281,8 @@ def probe(
     pts, times, last = _packet_times(packets, unit, rate) if each else _frame_times(frames, unit or 1 / rate, rate, form in CLOCKS)
     if form == "avi" and len(times) > 1: last = max(last, float(np.median(np.diff(times))))
     longest = max([last, *np.diff(times)])
-    if longest > LONGEST and form not in ANIMATIONS: raise VideoError(path, f"damaged time stamps: one frame for {longest:,.0f} s")
+    agreed = STATED & {*form.split(",")} and abs(promise.seconds - float(times[-1] + last)) < max(1, .01 * promise.seconds)
+    if longest > (STILL if agreed else LONGEST) and form not in ANIMATIONS: raise VideoError(path, f"damaged time stamps: one frame for {longest:,.0f} s")
     video = Video(str(path), *(frames[0][2] if frames else size), times, float(times[-1] + last), pts)
     remarks = [*_left_out(path, packets, frames), _missing(path, form, video, len(packets), ends, promise)]
     return replace(video, remarks=tuple(filter(None, remarks)))

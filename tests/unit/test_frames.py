@@ -468,8 +468,38 @@ def test_turned_and_mirrored(name, tmp_path):
     with av.open(str(tmp_path/"a.png")) as png: np.testing.assert_allclose(next(png.decode(video=0)).to_ndarray(format="rgb24").astype(int), true, atol=12)
 
 
+def long_still(path: Path, seconds: float, bf: int = 0) -> Path:
+    "Six frames, the third of which is shown for so long."
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"threads": "1", "bf": str(bf)})
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = WIDTH, HEIGHT, "yuv420p", Fraction(1, 1000)
+        for i, t in enumerate([0, .1, .2, .2 + seconds, .3 + seconds, .4 + seconds]):
+            frame = av.VideoFrame.from_ndarray(numbered(i), format="rgb24")
+            frame.pts, frame.time_base = round(t * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize("bf", [0, 2])
+def test_a_slide_that_stays_for_minutes(suffix, bf, tmp_path):
+    "The header states the same length, so the long frame is no damage; a stamp that is hours off is."
+    video = probe(long_still(tmp_path/f"slides.{suffix}", 400, bf))
+    assert np.allclose(video.times, [0, .1, .2, 400.2, 400.3, 400.4], atol=2e-3) and numbers(video) == list(range(6))
+    with pytest.raises(VideoError, match="damaged time stamps: one frame for 40,000 s"): probe(long_still(tmp_path/f"hours.{suffix}", 40_000, bf))
+
+
+def test_a_long_frame_of_which_the_header_knows_nothing_is_damage(tmp_path):
+    data = bytearray(long_still(tmp_path/"slides.mkv", 400).read_bytes())
+    at = data.index(bytes.fromhex("448988")) + 3  # Duration, a float of 8 bytes, in milliseconds
+    data[at:at + 8] = struct.pack(">d", 500.)
+    (tmp_path/"slides.mkv").write_bytes(data)
+    with pytest.raises(VideoError, match="damaged time stamps: one frame for 400 s"): probe(tmp_path/"slides.mkv")
+
+
 def test_a_picture_that_stays_for_minutes_in_an_animation(tmp_path):
-    "Its own delay says so; anywhere else it would be a damaged time stamp."
+    "Its own delay says so."
     data = bytearray(encoded(tmp_path/"a.gif", 3, "gif", rate=10).read_bytes())
     at = [i for i in range(len(data) - 7) if data[i:i + 3] == b"\x21\xf9\x04"]
     for i in at: struct.pack_into("<H", data, i + 4, 40_000)  # hundredths of a second
