@@ -31,7 +31,7 @@ from ..data.dataset import COLUMNS, write_manifest
 from ..data.probe import probe
 from ..data.video import decode, frames_at, read_frames
 from ..extraction.compute import local_chunks
-from ..extraction.decode import start_worker
+from ..extraction.decode import become_worker
 from ..extraction.extract import extract
 from ..extraction.store import Units
 from ..extraction.workers import START, WorkerPool, short_sockets
@@ -138,7 +138,7 @@ def standard_pool(
 ) -> Iterator[WorkerPool]:
     "What `worker_pool` would be, were all videos good."
     short_sockets()
-    with tempfile.TemporaryDirectory() as spool, _Unwatched(params["workers"] or cores(), START, start_worker, (params,)) as pool:
+    with tempfile.TemporaryDirectory() as spool, _Unwatched(params["workers"] or cores(), START, become_worker, (params,)) as pool:
         yield WorkerPool(pool, Path(spool))
 
 

@@ -119,7 +119,7 @@ def train_epoch(
 
 # %% ../../nbs/5_classifier/51_stacked.ipynb #95f1c2d3
 @torch.no_grad()
-def validate(
+def update_early_stopping(
     training: Training,
     row: tuple,  # epoch, lr, train_loss, train_top1
     state: dict[str, torch.Tensor],  # the network's state dict after this epoch
@@ -151,7 +151,7 @@ def train_stack(
         seen = np.stack(train_epoch(trainings, stack, optimizer, y), 1).tolist()  # (s, 2): loss, top-1
         scheduler.step()
         state = stack.state()
-        go_on = [i for i, t in enumerate(trainings) if validate(t, (epoch, rate, *seen[i]), {k: v[i] for k, v in state.items()}, y_val)]
+        go_on = [i for i, t in enumerate(trainings) if update_early_stopping(t, (epoch, rate, *seen[i]), {k: v[i] for k, v in state.items()}, y_val)]
         if not go_on: break
         if len(go_on) < len(trainings): stack.keep(optimizer, go_on)
         trainings = [trainings[i] for i in go_on]

@@ -21,9 +21,9 @@ from ..data.probe import VideoError
 from .browser_video import browser_clip
 from .matrix_widget import MatrixWidget
 from ..report.tables import printable
-from ..run.predictions import all_predictions, cell_videos, first_cell, neighbours, runs_in, trained
 from ..run.record import RunError
 from ..run.run import Run
+from ..run.videos import all_predictions, cell_videos, first_cell, neighbours, runs_in, trained
 
 # %% ../../nbs/explorer/3_explorer.ipynb #227ca0e5
 def _text(value) -> str:

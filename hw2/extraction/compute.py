@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core.devices import cores
 from .cluster import WORKER, ClusterError, on_cluster
-from .decode import Spooled, prefetch, start_worker, worker_pool
+from .decode import Spooled, become_worker, prefetch, worker_pool
 from .store import Units
 from .workers import WorkerPool, is_transient
 from ..features.base import Extractor
@@ -132,7 +132,7 @@ def extract_on_worker(
     stored: bool = False,
 ) -> dict[str, list[Units]]:  # by feature
     "One chunk, extracted in this process and one that decodes for it; raises `ClusterError` where it would make other numbers than the keys stand for."
-    extractors = {f: e for f, e in start_worker(params).items() if f in features}
+    extractors = {f: e for f, e in become_worker(params).items() if f in features}
     for f, e in extractors.items():
         if other := {k for k in keys[f].keys() | e.key().keys() if keys[f].get(k) != e.key().get(k)}:
             raise ClusterError(f"a worker would extract {f} with other {', '.join(sorted(other))} than this machine; install the same on both")

@@ -19,7 +19,7 @@ from ..data.video import read_frames
 # %% ../../nbs/2_features/20_base.ipynb #dfdcf27f
 @runtime_checkable
 class Extractor(Protocol):
-    "What computes a video's units. The rest of the package knows of a feature only this and its `Pooler`."
+    "What computes a video's units. What extracts, trains and predicts uses a feature through this and its `Pooler` alone."
     name: str  # the feature's
     device: str  # where `units` computes: "cpu", "cuda", ...
     unit_batch: int  # units in a batch, at most
@@ -34,7 +34,7 @@ class Extractor(Protocol):
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray: "One frame, (h, w, 3) uint8, as `units` takes it."
 
-    def units(self, batch: np.ndarray) -> np.ndarray: "A batch, (b, *unit_shape) -> (b, d) float32 or (b, keypoints, 128) uint8; a batch equals its items."
+    def units(self, batch: np.ndarray) -> np.ndarray: "A batch, (b, *unit_shape) -> (b, d) float32 or (b, keypoints, 128) uint8; each row as for the item alone."
 
 # %% ../../nbs/2_features/20_base.ipynb #da9b71d8
 def check_extractor(

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from ..report.photos import save_photos
 from ..report.plots import save_figure
 from ..report.tables import write_table
+from .comparison import differences, gains
 from .findings import not_counted
 from .run import Run
-from .significance import differences, gains
 
 # %% ../../nbs/7_run/76_figures.ipynb #f1c23969
 def write_plot(

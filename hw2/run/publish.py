@@ -14,8 +14,8 @@ from pathlib import Path
 from ..core.files import atomic_write, write_text
 from ..report.scores import SECONDS
 from ..report.tables import to_markdown
+from .comparison import compared, gained
 from .run import Run
-from .significance import compared, gained
 
 # %% ../../nbs/7_run/79_publish.ipynb #e8187a0e
 def _fitted(

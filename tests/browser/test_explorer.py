@@ -27,8 +27,8 @@ from hw2.data.probe import probe, write_video
 from hw2.data.video import decode
 from hw2.explorer.explorer import videos_page
 from hw2.explorer.matrix_widget import MatrixWidget
-from hw2.run.predictions import all_predictions, cell_videos, first_cell, neighbours
 from hw2.run.run import Run, load
+from hw2.run.videos import all_predictions, cell_videos, first_cell, neighbours
 
 NOTEBOOK = ROOT/"nbs/experiments/explore.ipynb"
 OLD = 3  # the class whose videos are MPEG-4 in .avi
