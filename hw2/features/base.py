@@ -34,7 +34,7 @@ class Extractor(Protocol):
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray: "One frame, (h, w, 3) uint8, as `units` takes it."
 
-    def units(self, batch: np.ndarray) -> np.ndarray: "A batch, (b, *unit_shape) -> (b, d) float32 or (b, keypoints, 128) uint8; each row as for the item alone."
+    def units(self, batch: np.ndarray) -> np.ndarray: "(b, *unit_shape) -> (b, d) float32 or (b, keypoints, 128) uint8, each row as for the item alone."
 
 # %% ../../nbs/2_features/20_base.ipynb #da9b71d8
 def check_extractor(
