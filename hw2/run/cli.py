@@ -260,9 +260,10 @@ def publish_run(name):
     "Copy the run NAME's figures to figures/ and its results into README.md; audit the report's printed tables anew."
     if ROOT is None: raise RuntimeError("publish writes figures/ and README.md of a checkout; this hw2 was installed without one (pip install -e in a clone)")
     from hw2.run.publish import publish
-    audit = {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
-    execute(EXPERIMENTS/"published.ipynb", Path("runs")/name/"published.ipynb", audit)
-    publish(Path("runs")/name, ROOT/"figures", ROOT/"README.md")
+    from hw2.run.run import Run
+    run, audit = Run(run_folder(name)), {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
+    execute(EXPERIMENTS/"published.ipynb", run.folder/"published.ipynb", audit)
+    publish(run, ROOT/"figures", ROOT/"README.md")
     click.echo(f"figures/ and README.md show the run {name}")
 
 # %% ../../nbs/7_run/90_cli.ipynb #c7e18dc8

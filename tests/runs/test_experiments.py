@@ -26,6 +26,7 @@ from scipy.stats import binomtest
 from traces import lasting, parts_of, record
 from traitlets.config import Config
 
+import hw2.run.cli
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import PARAMETERS, read_params
@@ -34,6 +35,7 @@ from hw2.demo.videos import CLASSES
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import CHUNK, read_units
 from hw2.run.cli import app
+from hw2.run.publish import BEGIN, END
 from hw2.run.run import load
 
 EXPERIMENTS = ROOT/"nbs/experiments"
@@ -353,3 +355,16 @@ def test_the_audit_comes_out_as_committed(tmp_path):
     shown = [[o.get("data", o.get("text")) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
              for path in (tmp_path/"published.ipynb", EXPERIMENTS/"published.ipynb")]
     assert shown[0] == shown[1]
+
+
+def test_publish_brings_figures_and_readme_up_to_date(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(hw2.run.cli, "ROOT", tmp_path)
+    monkeypatch.setattr(hw2.run.cli, "execute", lambda *audit: None)  # which other tests run
+    monkeypatch.chdir(tiny_run.home)
+    (tmp_path/"README.md").write_text(f"# A\n\n{BEGIN}\n{END}\n\nThe rest.\n")
+    done = CliRunner().invoke(app, ["publish", "tiny"], catch_exceptions=False)
+    assert (done.exit_code, done.output) == (0, "figures/ and README.md show the run tiny\n")
+    assert "| cnn (untrained) |" in (tmp_path/"README.md").read_text(encoding="utf-8")
+    assert {p.name for p in (tmp_path/"figures").iterdir()} == {p.name for p in (tiny_run.folder/"figures").iterdir()}
+    failed = CliRunner().invoke(app, ["publish", "tine"])
+    assert failed.exit_code and "no run here; there are: tiny" in failed.output + str(failed.exception)
