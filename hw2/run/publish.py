@@ -25,7 +25,7 @@ def _fitted(
     stages, features = run.stages, run.features
     seconds = sum(stages.get(f"train_{f}", {}).get("fit_seconds", math.inf) for f in features)
     bound = next((s for s in (10, 30, 60, 120, 300, 600) if seconds < s), None)
-    n = max(len(m["seeds"]) for m in map(run.metrics.get, run.features))
+    n = max(len(run.metrics[f]["seeds"]) for f in features)
     seeds, once = (f", {n} seeds each,", ", once each") if n > 1 else ("", "")
     theirs = f" (the report{once}, with 6,000 videos: {sum(SECONDS[f] for f in features):.0f} s)" if set(features) <= set(SECONDS) else ""
     return f" Fitting its classifiers{seeds} took under {bound} s together{theirs}." if bound else ""
@@ -45,7 +45,7 @@ def results_block(
     "The README's results: the summary, one matrix per feature, and how they were made."
     n = run.manifest["split"].value_counts()
     videos = ", ".join(f"{n[s]:,} {word}" for s, word in [("train", "training"), ("val", "validation"), ("test", "test")] if s in n)
-    features = {f: run.metrics[f] for f in run.features}
+    features = run.features
     links = ", ".join(f"[{run.display_name(f)}](figures/stats_{f}.md)" for f in features)
     pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {html.escape(", ".join(run.title(f)))}" width="640">\n'
                 for f in features if run.confusion(f).any()]

@@ -69,7 +69,7 @@ class RunFiles:
     def metrics(self) -> dict[str, dict]:
         "What metrics.json says of each feature, in the order of the parameters, and of the fusions, which come last."
         if not (self.folder/"metrics.json").is_file(): raise RunError(f"{self.folder}: no feature has been trained yet")
-        known = self.read("metrics.json", lambda file: json.loads(file.read_text(encoding="utf-8")))
+        known = json.loads((self.folder/"metrics.json").read_text(encoding="utf-8"))
         return {f: known[f] for f in [*self.params["features"], *FUSIONS] if f in known}
 
     @property
