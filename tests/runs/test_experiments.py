@@ -367,4 +367,5 @@ def test_publish_brings_figures_and_readme_up_to_date(tiny_run, tmp_path, monkey
     assert "| cnn (untrained) |" in (tmp_path/"README.md").read_text(encoding="utf-8")
     assert {p.name for p in (tmp_path/"figures").iterdir()} == {p.name for p in (tiny_run.folder/"figures").iterdir()}
     failed = CliRunner().invoke(app, ["publish", "tine"])
-    assert failed.exit_code and "no run here; there are: tiny" in failed.output + str(failed.exception)
+    said, _, there = failed.output.partition("no run here; there are: ")
+    assert failed.exit_code and said == "hw2: runs/tine: " and "tiny" in there.strip().split(", ")  # beside other tests' runs
