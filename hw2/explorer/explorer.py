@@ -23,7 +23,7 @@ from .matrix_widget import MatrixWidget
 from ..report.tables import printable
 from ..run.record import RunError
 from ..run.run import Run
-from ..run.videos import all_predictions, cell_videos, first_cell, neighbours, runs_in, trained
+from ..run.videos import all_predictions, cell_videos, first_cell, neighbours, runs_in
 
 # %% ../../nbs/explorer/3_explorer.ipynb #227ca0e5
 def _text(value) -> str:
@@ -83,7 +83,7 @@ def videos_page(
     k: int = 4,  # nearest training videos of each
 ) -> str:  # HTML
     "Each video with every feature's answer and its nearest training videos, all playing."
-    root, classes, features = videos_root(run.params), run.classes, {f: run.display_name(f) for f in trained(run)}
+    root, classes, features = videos_root(run.params), run.classes, {f: run.display_name(f) for f in run.features}
     near, why = pd.DataFrame(columns=["of", "id", "path", "label", "distance"]), ""
     try: near = neighbours(run, feature, videos.index.tolist(), k)
     except (OSError, ValueError) as e: why = f'<div class="hw2-note">Nearest training videos cannot be told: {_text(_why(e))}.</div>'
@@ -206,7 +206,7 @@ class _Steps(_Panel):
         self.kinds = {split: self.shown.split_name(split) for split in ("val", "test")}
         known = set(self.predictions["split"][self.predictions["label"].notna()])
         if not known: raise RunError(f"{self.shown.folder}: the label of no predicted video is known")
-        _offer(self.feature, [(self.shown.display_name(f), f) for f in trained(self.shown)], feature)
+        _offer(self.feature, [(self.shown.display_name(f), f) for f in self.shown.features], feature)
         _offer(self.split, [(name, s) for s, name in self.kinds.items() if s in known], split)
         self.show_result()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'published_matrix', 'published_top1', 'split_sizes', 'class_statistics', 'intervals',
-           'every_top1', 'seed_spread', 'means', 'reversals', 'summary', 'timings']
+           'every_top1', 'seed_spread', 'means', 'differences', 'gains', 'reversals', 'summary', 'timings']
 
 # %% ../../nbs/6_report/65_scores.ipynb #97fec6eb
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ import pandas as pd
 from ..core.files import EXPERIMENTS
 from ..core.params import FUSIONS
 from ..evaluation.metrics import per_class, recalls, wilson_interval
+from ..evaluation.significance import compare_pairs
 
 # %% ../../nbs/6_report/65_scores.ipynb #bd8f73e6
 KAGGLE = {"sift": 0.3258, "cnn": 0.9278, "cnn3d": 0.94385}  # the report, section 1
@@ -91,6 +92,31 @@ def means(
 ) -> str:
     "The means over the seeds in a row, each with its videos, lowest and highest."
     return " and ".join(f"{r['mean']:.3f} ({r['videos']}, {r['lowest']:.3f} to {r['highest']:.3f})" for _, r in spread.iterrows())
+
+# %% ../../nbs/6_report/65_scores.ipynb #a41d9b8c
+def differences(
+    correct: Mapping[str, pd.DataFrame],  # by split: bool, a row for each video, a column for each display name
+    top1: pd.DataFrame,  # from `every_top1`
+    pairs: Sequence[tuple[str, str]] | None = None,  # of display names; None: every two
+) -> pd.DataFrame:  # a, b, videos, n, difference, low, high, only_a, only_b, p, p_holm, seeds_mean (how much a lies above b over all seeds)
+    "Features compared in pairs on the same videos, by `hw2.evaluation.significance`; no row for a split with fewer than two videos."
+    tables = [compare_pairs(r, pairs).assign(videos=split) for split, r in correct.items() if len(r) > 1]
+    table = pd.concat(tables, ignore_index=True) if tables else compare_pairs({}).assign(videos="")
+    mean = top1.groupby(["feature", "videos"])["top1"].mean()
+    table["seeds_mean"] = [mean[r["a"], r["videos"]] - mean[r["b"], r["videos"]] for _, r in table.iterrows()]
+    return table[["a", "b", "videos", *table.columns[2:-2], "seeds_mean"]]
+
+
+def gains(
+    correct: Mapping[str, pd.DataFrame],  # as in `differences`, columns for the fusions and for `best`
+    top1: pd.DataFrame,  # from `every_top1`
+    fusions: Sequence[str],  # display names
+    best: str | None,  # display name of the best single feature; None: there is none to compare with
+) -> pd.DataFrame:  # fusion, against, videos, n, top1, gain, low, high, p, p_holm, seeds_mean
+    "Each fusion against the best single feature."
+    table = differences(correct if best else {}, top1, [(f, best) for f in fusions]).rename(columns={"a": "fusion", "b": "against", "difference": "gain"})
+    table["top1"] = [correct[r["videos"]][r["fusion"]].mean() for _, r in table.iterrows()]
+    return table[["fusion", "against", "videos", "n", "top1", "gain", "low", "high", "p", "p_holm", "seeds_mean"]]
 
 # %% ../../nbs/6_report/65_scores.ipynb #7a001292
 def reversals(

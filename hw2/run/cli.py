@@ -212,12 +212,14 @@ def _indented(text: str, width: int) -> list[str]:
 @click.option("--run", "name", required=True, help="A run that is done: its name, or its folder.")
 def predict_clips(clips, name):
     "Label CLIPS with all classifiers of a run; beside each answer its probability p and how often that feature is right on held-out videos."
-    from hw2.run.predict import held_out_top1, predict
+    from hw2.run.predict import predict
+    from hw2.run.record import done_run
+    from hw2.run.run import Run
     folder = Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name
-    predictions = predict(folder, list(clips))
-    split, _ = held_out_top1(folder)
+    run = Run(done_run(folder))
+    predictions = predict(run, list(clips))
     n = len(predictions) // len(clips)  # rows of a clip
-    blocks = [prediction_lines(predictions.iloc[i:i + n], split) for i in range(0, len(predictions), n)]
+    blocks = [prediction_lines(predictions.iloc[i:i + n], run.held_out_split) for i in range(0, len(predictions), n)]
     click.echo("\n\n".join(map("\n".join, blocks)))
     if (predictions["error"] != "").any(): raise click.exceptions.Exit(1)
 

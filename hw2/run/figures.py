@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from ..report.photos import save_photos
 from ..report.plots import save_figure
 from ..report.tables import write_table
-from .comparison import differences, gains
 from .findings import not_counted
 from .run import Run
 
@@ -63,6 +62,6 @@ def write_significance(
     run: Run,
 ) -> None:
     "Write the tables of differences and gains, where there is something to compare."
-    tables = {"differences": (differences(run), "Every two features on the same videos"), "fusion": (gains(run), "What the features gain together")}
+    tables = {"differences": (run.differences, "Every two features on the same videos"), "fusion": (run.gains, "What the features gain together")}
     for name, (table, title) in tables.items():
         if len(table): write_table(table, run.folder/"figures"/name, title)

@@ -192,8 +192,8 @@ def done_in(
 
 def done_run(
     run: Path,
-) -> dict:  # all parameters
-    "The parameters of a run that is done; raises `RunError` that says which runs are, or what is missing."
+) -> Path:  # the same
+    "A run's folder, once it is done; raises `RunError` that says which runs are, or what is missing."
     if not (run/"params.yaml").is_file(): raise RunError(f"{run}: no run here; done are: {', '.join(done_in(run.parent)) or 'none'}")
     if left := lacking_of(run): raise RunError(f"{run} is not done: {', '.join(left)} not trained yet; `hw2 run` with the same parameters goes on there")
-    return run_params(run)
+    return run

@@ -18,8 +18,8 @@ from hw2.features.networks import WeightsError, build
 from hw2.features.sift import BagOfWords
 from hw2.features.weights import download, load_weights
 from hw2.run.cli import app
-from hw2.run.predict import predict
 from hw2.run.record import RunError, open_run
+from hw2.run.run import Run
 
 MINI = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu", "cnn_backbone": "convnext_mini", "cnn_weights": "random"}
 
@@ -145,7 +145,7 @@ def test_a_name_that_no_run_can_have(name, tmp_path):
 
 
 def test_predict_without_a_run(tmp_path):
-    with pytest.raises(RunError, match="none: no run here"): predict(tmp_path/"none", [tmp_path/"clip.mp4"])
+    with pytest.raises(RunError, match="none: no run here"): Run(tmp_path/"none")
 
 
 # On the command line

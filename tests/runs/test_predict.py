@@ -14,7 +14,8 @@ from hw2.data.dataset import read_classes
 from hw2.extraction.compute import local_chunks
 from hw2.run.cli import app
 from hw2.run.predict import predict
-from hw2.run.record import RunError, done_in
+from hw2.run.record import RunError, done_in, done_run
+from hw2.run.run import Run
 
 OUTCOMES = {"sift": "sift", "cnn": "cnn (untrained)", "cnn3d": "cnn3d", "early": "early fusion (untrained)", "late": "late fusion (untrained)"}
 
@@ -32,7 +33,7 @@ def chosen(tiny_run) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def told(tiny_run, chosen) -> pd.DataFrame:
     "What the run says of them."
-    return predict(tiny_run.folder, [tiny_run.home/c for c in chosen["clip"]])
+    return predict(Run(tiny_run.folder), [tiny_run.home/c for c in chosen["clip"]])
 
 
 def invoke(home, monkeypatch, *arguments):
@@ -93,8 +94,8 @@ def test_only_runs_that_are_done(tiny_run, tmp_path, monkeypatch):
     (runs/"fused/early/model.safetensors").unlink()
     (runs/"empty/params.yaml").write_text("unknown: 1\n")
     assert done_in(runs) == ["done"]
-    with pytest.raises(RunError, match="tiny: no run here; done are: done$"): predict(runs/"tiny", ["a.mp4"])
-    with pytest.raises(RunError, match="fused is not done: early not trained yet; `hw2 run` with the same parameters goes"): predict(runs/"fused", ["a.mp4"])
+    with pytest.raises(RunError, match="tiny: no run here; done are: done$"): done_run(runs/"tiny")
+    with pytest.raises(RunError, match="fused is not done: early not trained yet; `hw2 run` with the same parameters goes"): done_run(runs/"fused")
     done = invoke(tmp_path, monkeypatch, "predict", "a.mp4", "--run", "begun")
     assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1 and "begun is not done: sift, cnn, cnn3d, early, late not trained yet" in done.stderr
 
@@ -106,7 +107,7 @@ def test_features_that_are_not_finite_are_no_answer(tiny_run, chosen, monkeypatc
         yield videos, units
 
     monkeypatch.setattr("hw2.run.predict.local_chunks", spoiled)
-    told = predict(tiny_run.folder, [tiny_run.home/chosen["clip"].iloc[0]]).set_index("feature")
+    told = predict(Run(tiny_run.folder), [tiny_run.home/chosen["clip"].iloc[0]]).set_index("feature")
     assert (told["error"] != "").tolist() == [False, True, False, True, True] and told["pred"]["cnn (untrained)"] == ""
 
 
