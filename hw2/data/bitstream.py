@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 # %% ../../nbs/1_data/10_bitstream.ipynb #3f4d7fb1
 class PictureHeader(NamedTuple):
-    "What the headers in one packet say about its pictures."
+    "The contents of one packet's headers: its pictures and their order."
     n_shown: int = 1  # pictures displayed: 0 for a hidden reference, 2 where a packet holds two
     reordered: bool = False  # displayed before a picture that is decoded earlier
     field: bool = False  # may be one field of an interlaced frame

@@ -18,7 +18,7 @@ from .labels import DataError, look_alikes
 
 # %% ../../nbs/1_data/16_split.ipynb #199a955b
 def split_manifest(
-    manifest: pd.DataFrame,
+    manifest: pd.DataFrame,  # with `label`, `group` and, optionally, `split`
     split_seed: int = 666,  # the report's
     folds: int | str | None = None,  # None: one split; k: k folds; "group": leave one group out
     stratify: bool = False,  # by label, if `why_not_stratified` returns no reason
@@ -33,9 +33,9 @@ def split_manifest(
     y, groups = m["label"].iloc[rows].to_numpy(int), m["group"].iloc[rows].to_numpy(str)
     stratify = stratify and not why_not_stratified(y, groups, folds)
     if folds is not None: return _with_folds(m, rows, folds, split_seed, stratify, classes)
-    given = m["split"].iloc[rows] != ""
-    if given.any():
-        if not given.all(): raise DataError(f"{m['id'].iloc[rows[~given][0]]}: no split given, though other rows have one")
+    has_split = m["split"].iloc[rows] != ""
+    if has_split.any():
+        if not has_split.all(): raise DataError(f"{m['id'].iloc[rows[~has_split][0]]}: no split given, though other rows have one")
         return m
     train, val = _held_out(y, groups, split_seed, stratify)
     split = m["split"].to_numpy(object).copy()
@@ -65,7 +65,7 @@ def _by_label(splitter, y: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndar
 def why_not_stratified(
     y: np.ndarray,  # (n,) labels of the rows to split
     groups: np.ndarray,  # (n,) group names, all empty without groups
-    folds: int | str | None,
+    folds: int | str | None,  # as in `split_manifest`
 ) -> str:
     "The reason why these rows cannot be stratified; empty if they can."
     labels, n = np.unique(y, return_counts=True)
@@ -77,28 +77,28 @@ def why_not_stratified(
 
 def split_warnings(
     dataset: Dataset,  # from `read_dataset`
-    folds: int | str | None = None,
+    folds: int | str | None = None,  # as in `split_manifest`
     stratify: bool | None = None,  # None: the set's default
 ) -> list[str]:  # sentences
     "Warnings about the split: whether it is not stratified, and the classes that are too small, with advice."
     m = dataset.manifest
-    free = m[m["label"].notna() & (m["split"] != "test")]
-    if not len(free) or folds is None and (free["split"] != "").any(): return []
-    groups = free["group"].to_numpy(str)
-    of = "group" if (groups != "").any() else "video"
-    why = why_not_stratified(free["label"].to_numpy(int), groups, folds) if (dataset.stratify if stratify is None else stratify) else ""
-    n = free.groupby("label")["group" if of == "group" else "id"].nunique()
-    few = n[n < {None: 3 if of == "video" else 2, "group": 2}.get(folds, folds)]
-    lines = [f"class{'es' * (len(same) > 1)} {', '.join(repr(dataset.classes[k]) for k in same.index)}: {k} {of}{'s' * (k > 1)}{' each' * (len(same) > 1)}, "
-             f"{_advice(k, of, folds)}" for k, same in few.groupby(few)]
-    return [f"the split is not stratified: {why}"] * bool(why) + lines
+    rows = m[m["label"].notna() & (m["split"] != "test")]
+    if not len(rows) or folds is None and (rows["split"] != "").any(): return []
+    groups = rows["group"].to_numpy(str)
+    noun = "group" if (groups != "").any() else "video"
+    reason = why_not_stratified(rows["label"].to_numpy(int), groups, folds) if (dataset.stratify if stratify is None else stratify) else ""
+    n = rows.groupby("label")["group" if noun == "group" else "id"].nunique()
+    few = n[n < {None: 3 if noun == "video" else 2, "group": 2}.get(folds, folds)]
+    lines = [f"class{'es' * (len(same) > 1)} {', '.join(repr(dataset.classes[k]) for k in same.index)}: {k} {noun}{'s' * (k > 1)}{' each' * (len(same) > 1)}, "
+             f"{_advice(k, noun, folds)}" for k, same in few.groupby(few)]
+    return [f"the split is not stratified: {reason}"] * bool(reason) + lines
 
 
-def _advice(n: int, of: str, folds: int | str | None) -> str:
+def _advice(n: int, noun: str, folds: int | str | None) -> str:
     "Advice for a class of `n` videos or groups."
-    if n == 1: return f"which is trained on or held out, not both; add {of}s, or leave the class out"
-    if folds is None: return f"of which one or none is held out; add {of}s, or take folds: 2"
-    return f"fewer than folds: {folds}; take folds: {n}, add {of}s, or leave the class out"
+    if n == 1: return f"which is trained on or held out, not both; add {noun}s, or leave the class out"
+    if folds is None: return f"of which one or none is held out; add {noun}s, or take folds: 2"
+    return f"fewer than folds: {folds}; take folds: {n}, add {noun}s, or leave the class out"
 
 # %% ../../nbs/1_data/16_split.ipynb #3f099838
 def label_warnings(

@@ -79,7 +79,7 @@ TAGS = {8, 9, 18}  # audio, video, metadata
 
 
 def _flv(file: BinaryIO, size: int) -> int:
-    "Where the last tag ends, or where the metadata say that the file ends."
+    "Where the last tag ends, or where the file ends by its metadata."
     pos, file_size = _number(file, 5, 4) + 4, 0
     file.seek(0)
     head = file.read(4096)

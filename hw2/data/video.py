@@ -61,18 +61,18 @@ def decode(
     "Each requested frame once, upright, from a single decoding; raises `VideoError` if one cannot be decoded undamaged."
     wanted = sorted({int(p) for p in np.ravel(positions)})
     by_pts = None if video.pts is None else {int(video.pts[p]): p for p in wanted}
-    left, size, matrix = set(wanted), None, None
+    remaining, size, matrix = set(wanted), None, None
     with open_video(video.path) as (container, stream):
         codec, to_rgb = stream.codec_context, VideoReformatter()
         codec.thread_count = 1  # the worker processes run in parallel
         for i, frame in enumerate(undamaged_frames(container, stream) if by_pts is None else _decode_needed(container.demux(stream), codec, by_pts)):
             if size is None: size, matrix = (frame.width, frame.height), display_matrix(frame) or (1, 0, 0, 1)
             position = i if by_pts is None else by_pts.get(frame.pts)
-            if position not in left or frame.is_corrupt: continue
+            if position not in remaining or frame.is_corrupt: continue
             yield position, apply_display_matrix(to_rgb.reformat(frame, *size, format="rgb24", threads=1).to_ndarray(), matrix)
-            left.discard(position)
-            if not left: return
-    if left: raise VideoError(video.path, f"damaged: {len(left)} of {len(wanted)} frames could not be decoded")
+            remaining.discard(position)
+            if not remaining: return
+    if remaining: raise VideoError(video.path, f"damaged: {len(remaining)} of {len(wanted)} frames could not be decoded")
 
 
 def _decode_needed(packets, codec, by_pts) -> Iterator[av.VideoFrame]:
