@@ -50,7 +50,7 @@ def flatten_maps(
 
 # %% ../../nbs/2_features/26_backbone.ipynb #ee578e30
 class Embedder(nn.Module):
-    "A module from bytes to embeddings, for an engine to run: normalization, the network, and its node, pooled."
+    "A module from bytes to embeddings, for an engine to run: normalization, the network, and pooling of the node's values."
     def __init__(self,
         network: nn.Module,  # in evaluation mode
         node: str | None,  # as in `embedding_node`

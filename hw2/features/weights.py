@@ -47,7 +47,7 @@ def weights_file(
 
 
 def is_local_file(
-    backbone: str,
+    backbone: str,  # the architecture, as in `build`
     weights: str,  # as in `weights_file`
 ) -> bool:  # False for "random", "bundled" and torchvision's names
     "Whether the weights are a local file."
@@ -128,7 +128,7 @@ def sidecar(
     if facts["architecture"] != backbone: raise WeightsError(f"{path} does not fit: it is about {facts['architecture']}, not {backbone}")
     try: MINI[backbone][1](**facts["preprocessing"])
     except (TypeError, ValueError) as e: raise WeightsError(f"{path} does not fit: its preprocessing: {e}") from e
-    if (found := file_hash(file)) != facts["hash"]: raise WeightsError(f"{file} is damaged: its hash is {found}, {path.name} says {facts['hash']}")
+    if (found := file_hash(file)) != facts["hash"]: raise WeightsError(f"{file} is damaged: its hash is {found}, {path.name} states {facts['hash']}")
     return facts
 
 # %% ../../nbs/2_features/24_weights.ipynb #486c3b27
