@@ -63,7 +63,7 @@ def extract(
     for _ in progress(work(), "extracting", sum(len(v) for v, _ in todo), "video"): pass
     skipped = unreadable(dataset, _errors(read_units(store, dataset.manifest) for _, store in stores.values()))
     if stopping: stop_at(skipped)
-    return pd.concat([skipped, pd.DataFrame([("", p, "no label names this file") for p in dataset.strays], columns=skipped.columns)], ignore_index=True)
+    return pd.concat([skipped, pd.DataFrame([("", p, "no label names this file") for p in dataset.unlisted_files], columns=skipped.columns)], ignore_index=True)
 
 
 def _errors(features: Iterable[list[Units]]) -> dict[str, str]:

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..data.probe import Video
 from ..data.video import clip_times
-from .backbone import Backbone, Embeddings, embed
+from .backbone import Backbone, EmbeddingExtractor, embed
 
 # %% ../../nbs/2_features/28_clips.ipynb #ddb6bd67
-class ClipEmbeddings(Embeddings):
+class ClipEmbeddings(EmbeddingExtractor):
     "A 3-D network's embedding of every clip."
-    name, looks_at = "cnn3d", "clips"
+    name, input_kind = "cnn3d", "clips"
 
     def __init__(self,
         backbone: Backbone,  # "r2plus1d_18" is the report's

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..data.probe import Video
 from ..data.video import frame_times
-from .backbone import Backbone, Embeddings, embed
+from .backbone import Backbone, EmbeddingExtractor, embed
 
 # %% ../../nbs/2_features/27_frames.ipynb #c2b9b37b
-class FrameEmbeddings(Embeddings):
+class FrameEmbeddings(EmbeddingExtractor):
     "A 2-D network's embedding of every chosen frame."
-    name, looks_at = "cnn", "frames"
+    name, input_kind = "cnn", "frames"
 
     def __init__(self,
         backbone: Backbone,  # "convnext_base" is the report's

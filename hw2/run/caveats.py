@@ -16,7 +16,7 @@ from ..core.files import PACKAGE
 from ..core.params import untrained
 from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
 from ..data.thumbnails import Thumbnails
-from ..evaluation.background import Background, background, background_of
+from ..evaluation.background import Background, background, median_background
 from ..evaluation.metrics import wilson_interval
 from ..extraction.store import Store, Units, read_units
 from ..report.scores import means
@@ -70,7 +70,7 @@ def nearest_background(
 ) -> Background | None:  # None where nothing labelled is held out
     "What the background alone gives away in the run's split or folds; raises `FileNotFoundError` where no thumbnails were kept."
     m, seen = thumbnails_of(run)
-    return background(np.stack([background_of(u.units) for u in seen]), m, len(run.classes)) if seen else None
+    return background(np.stack([median_background(u.units) for u in seen]), m, len(run.classes)) if seen else None
 
 
 def given_away(

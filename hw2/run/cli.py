@@ -169,7 +169,7 @@ def params_text(
 def init(data, out):
     "Write a parameters file for DATA: a folder (the course's, or one with a folder for every class) or a CSV file."
     from hw2.data.dataset import read_dataset, split_folders
-    from hw2.data.split import label_notes
+    from hw2.data.split import label_warnings
     from hw2.features.sift import LARGE, SMALLER, larger_frames
     form, out = form_of(data), out or Path(f"{data.resolve().stem}.yaml")
     dataset = read_dataset(data, form)
@@ -179,7 +179,7 @@ def init(data, out):
     write_text(out, params_text({"data": str(data), "form": form} | smaller))
     tops = ", ".join(p.name for p in split_folders(data)) if form == "folders" else ""
     click.echo(f"{out}: {len(dataset.manifest)} videos in {len(dataset.classes)} classes ({form}{f'; split by the folders {tops}' * bool(tops)})")
-    for finding, _, detail in label_notes(dataset): click.echo(printable(f"{finding}: {detail}"))
+    for finding, _, detail in label_warnings(dataset): click.echo(printable(f"{finding}: {detail}"))
     if smaller: click.echo(f"sift_size: {SMALLER}, because the frames of {large} of {looked} videos looked at are larger than {LARGE} pixels")
     click.echo(f"next: hw2 run --params {out} --dry-run")
 

@@ -18,10 +18,10 @@ from ..core.progress import progress
 from ..data.dataset import Dataset, hash_contents, similar_paths
 from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
 from ..data.probe import probe
-from ..data.split import label_notes, split_manifest
+from ..data.split import label_warnings, split_manifest
 from ..data.thumbnails import SIDE, thumbnail, thumbnail_times
 from ..data.video import clip_times, decode, frame_times, frames_at
-from ..evaluation.background import Background, background, background_of
+from ..evaluation.background import Background, background, median_background
 from ..evaluation.metrics import wilson_interval
 from ..extraction.decode import worker_pool
 from ..features.sift import LARGE, SMALLER
@@ -61,7 +61,7 @@ class Examined:
     dataset: Dataset
     looks: list[Look | None]
     errors: list[str]  # why there is no look, or nothing
-    notes: list[tuple[str, str, str]]  # from `label_notes`
+    notes: list[tuple[str, str, str]]  # from `label_warnings`
 
     def row(self, level: str, finding: str, i: int, detail: str) -> tuple:
         "A finding about the manifest's row `i`."
@@ -74,7 +74,7 @@ def examine(
     workers: int | None = None,  # processes; None: one a core
 ) -> Examined:
     "Split, hash and look at everything."
-    notes = label_notes(dataset)
+    notes = label_warnings(dataset)
     dataset.manifest = split_manifest(dataset.manifest, stratify=dataset.stratify)
     dataset.manifest = hash_contents(dataset, workers)
     with worker_pool(check_params({"features": ["sift"], "workers": workers})) as pool:
@@ -97,7 +97,7 @@ def counts(
 # %% ../../nbs/7_run/80_doctor.ipynb #bbc6edeb
 def unusable(examined: Examined) -> list[tuple]:
     "Videos that cannot be read, and files that no label names."
-    strays = [("look", "stray", "", "", path, "no label names this file") for path in examined.dataset.strays]
+    strays = [("look", "stray", "", "", path, "no label names this file") for path in examined.dataset.unlisted_files]
     meant = similar_paths(examined.dataset.root, examined.dataset.manifest["path"])
     cause = lambda i, error: error + "".join(f"; {meant[p]}" for p in [examined.dataset.manifest["path"].iloc[i]] if p in meant)
     return [examined.row("fix", "unreadable", i, cause(i, error)) for i, error in enumerate(examined.errors) if error] + strays
@@ -166,7 +166,7 @@ def remarked(examined: Examined) -> list[tuple]:
 def nearest_background(examined: Examined) -> Background | None:
     "What the background alone gives away in this split."
     rows = np.flatnonzero([bool(s) for s in examined.looks])
-    seen = np.stack([background_of(examined.looks[i].pictures) for i in rows]) if len(rows) else np.zeros((0, 64))
+    seen = np.stack([median_background(examined.looks[i].pictures) for i in rows]) if len(rows) else np.zeros((0, 64))
     return background(seen, examined.dataset.manifest.iloc[rows], len(examined.dataset.classes))
 
 

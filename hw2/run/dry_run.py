@@ -21,7 +21,7 @@ from ..core.devices import pick_device
 from ..core.progress import format_duration
 from ..data.dataset import Dataset
 from ..data.labels import DataError
-from ..data.source import dataset_of
+from ..data.source import load_dataset
 from ..data.split import cv_splits
 from ..extraction.cluster import cluster_client, needs_dask
 from ..extraction.compute import local_chunks
@@ -56,7 +56,7 @@ class Plan:
 
 def plan(params: dict) -> Plan:
     "Read labels, hash and open videos, find weights; raises what the run would begin with."
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     m = dataset.manifest
     cv_splits(m, dataset.classes)
     stores = stores_of(params)
@@ -167,7 +167,7 @@ def check_run(
     splits = found.dataset.manifest["split"].value_counts()
     counts = ", ".join(f"{splits[s]} {s}" for s in ("train", "val", "test") if s in splits)
     yield f"{len(found.dataset.manifest)} videos in {len(found.dataset.classes)} classes: {counts}"
-    yield from found.dataset.notes
+    yield from found.dataset.warnings
     if len(bad := found.bad()): yield f"{len(bad)} of them cannot be read and would be left out, the first one {bad['path'].iloc[0]}: {bad['cause'].iloc[0]}"
     for f in found.stores: yield f"{f}: {sum(len(v) for v, features in found.todo if f in features)} videos to extract"
     refuse(found)

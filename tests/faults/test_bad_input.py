@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from hw2.core.devices import pick_device
 from hw2.core.files import ROOT
 from hw2.core.params import ParameterError, check_params, read_params
-from hw2.data.source import dataset_of
+from hw2.data.source import load_dataset
 from hw2.extraction.extract import extract, stores_of
 from hw2.features.backbone import Backbone, embed
 from hw2.features.networks import WeightsError, build
@@ -41,7 +41,7 @@ def backbone(**parameters):
     (lambda: backbone(name="resnet18", weights="IMAGENET1K_V7"), "resnet18 weights 'IMAGENET1K_V7' is unknown; did you mean IMAGENET1K_V1"),
     (lambda: backbone(name="resnet18", preprocess="KINETICS"), "resnet18 weights 'KINETICS' is unknown"),
     (lambda: backbone(preprocess="ResNet50_Weights.V9"), "preprocess 'ResNet50_Weights.V9'"),
-    (lambda: backbone(weights="IMAGENET1K_V1").file, "convnext_mini knows bundled, a file or random"),
+    (lambda: backbone(weights="IMAGENET1K_V1").file, "known for convnext_mini: bundled, a file or random"),
     (lambda: backbone(weights="none.safetensors").file, "none.safetensors: no such weights file"),
     (lambda: backbone(node="features.99").network, "node 'features.99' is unknown; did you mean features."),
 ])
@@ -76,7 +76,7 @@ def test_weights_that_do_not_fit(misfits):
 def test_weights_that_do_not_fit_stop_the_extraction(misfits, tiny_demo, tmp_path):
     changed = {"data": str(tiny_demo), "features": ["cnn"], "cnn_weights": str(misfits["fewer.safetensors"]), "cache": str(tmp_path/"cache")}
     params = check_params(MINI | changed)
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     with pytest.raises(WeightsError, match="fewer.safetensors does not fit ConvNeXt: .*tensors needed are missing.*features.0.1.bias"): extract(dataset, params)
     assert not list((tmp_path/"cache").rglob("part-*"))
 
@@ -172,4 +172,4 @@ def test_a_run_stops_with_the_notebook_the_cell_and_the_cause(tiny_home, monkeyp
     assert done.exit_code == 1
     said = done.stderr[done.stderr.index("hw2: "):]
     assert "extract.ipynb stopped in cell" in said and "runs/stops/extract.ipynb" in said and "Traceback" not in said
-    assert "DataError: nowhere/videos: no such folder" in said and "cell: dataset = dataset_of(params)" in said
+    assert "DataError: nowhere/videos: no such folder" in said and "cell: dataset = load_dataset(params)" in said

@@ -21,7 +21,7 @@ from hw2.core.files import ROOT
 from hw2.core.params import check_params
 from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents
 from hw2.data.probe import VideoError, probe
-from hw2.data.source import dataset_of
+from hw2.data.source import load_dataset
 from hw2.data.split import split_manifest
 from hw2.data.video import decode
 from hw2.evaluation.submission import submission
@@ -228,7 +228,7 @@ def test_names_that_are_no_text_are_strays(tmp_path):
     for k in "xy": (tmp_path/k).mkdir()
     for name in [b"x/good.mp4", b"x/\xff.mp4", b"y/good.mp4"]: Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
     dataset = from_folders(tmp_path)
-    assert dataset.manifest["id"].tolist() == ["x/good.mp4", "y/good.mp4"] and dataset.strays == ["x/\\xff.mp4"]
+    assert dataset.manifest["id"].tolist() == ["x/good.mp4", "y/good.mp4"] and dataset.unlisted_files == ["x/\\xff.mp4"]
 
 
 # In a set of the course's form
@@ -258,7 +258,7 @@ def course(tiny_demo, tmp_path_factory):
     (videos/"half.mp4").write_bytes(first.read_bytes()[:first.stat().st_size // 2])
     shutil.copy(videos/"text.mp4", videos/"test_bad.mp4")
     params = check_params(SIFT_ONLY | {"data": str(root/"c"), "cache": str(root/"cache")})
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     return dataset, params, extract(dataset, params)
 
 

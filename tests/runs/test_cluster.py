@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from hw2.core.params import read_params
 from hw2.data.dataset import Dataset
-from hw2.data.source import dataset_of
+from hw2.data.source import load_dataset
 from hw2.extraction.cluster import ClusterError, cluster_client, on_cluster
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import Units, chunks, read_chunk, read_units
@@ -46,7 +46,7 @@ def params_for(videos: Path, cache: str, **other) -> dict:
 
 def extracted(params: dict) -> tuple[dict[str, list[Units]], list]:
     "Everything in the store after an extraction, by feature; and what was left out."
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     skipped = extract(dataset, params)
     return {f: read_units(store, dataset.manifest) for f, (_, store) in stores_of(params).items()}, skipped.to_numpy().tolist()
 
@@ -82,7 +82,7 @@ def test_a_cluster_with_a_worker_killed_in_the_middle_gives_what_one_machine_giv
 def test_a_cluster_tries_again_what_was_given_up(videos, here):
     "The part is then what it would have been; on this machine it is SIFT's first one that is spoiled."
     params = params_for(videos, "again", features=["sift"])
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     extract(dataset, params)
     store = stores_of(params)["sift"][1]
     contents = chunks(dataset.manifest)[0]["content"]
@@ -124,7 +124,7 @@ def test_a_scheduler_at_an_address(videos, here, scheduler):
 def test_a_scheduler_that_is_lost_leaves_the_finished_parts(videos):
     "Everything goes away after the first part; the second try, alone, computes what is left."
     params = params_for(videos, "lost", features=["sift"])
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     first = Dataset(dataset.root, dataset.manifest.head(32), dataset.classes)
     extract(first, params | {"scheduler": "local:1"})
     before = {p.name: p.stat().st_mtime_ns for p in Path(params["cache"]).rglob("part-*.parquet")}

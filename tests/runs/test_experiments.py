@@ -30,7 +30,7 @@ import hw2.run.cli
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import PARAMETERS, read_params
-from hw2.data.source import dataset_of
+from hw2.data.source import load_dataset
 from hw2.demo.videos import CLASSES
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import CHUNK, read_units
@@ -336,7 +336,7 @@ def test_a_table_gives_what_the_folders_give(folders, tiny_run, tmp_path):
     "The same videos, labels and groups, in this process: the same predictions."
     own = {"features": ["sift"], "words": 16, "folds": "group", "patience": None, "data": str(folders/"table.csv"), "form": "csv", "cache": str(tmp_path)}
     params = read_params(tiny_run.folder/"params.yaml", own)
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     assert extract(dataset, params).empty
     units = read_units(stores_of(params)["sift"][1], dataset.manifest)
     result = train_feature("sift", units, dataset.manifest, dataset.classes, params)

@@ -9,7 +9,7 @@ import torch
 
 from hw2.core.params import read_params
 from hw2.data.probe import write_video
-from hw2.data.source import dataset_of
+from hw2.data.source import load_dataset
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import read_units
 from hw2.features.backbone import Backbone, embed
@@ -91,7 +91,7 @@ def extracted(clips, cache: str, **own) -> dict:
     small = {"cnn_backbone": "convnext_mini", "cnn_weights": "bundled", "cnn3d_backbone": "r2plus1d_mini", "cnn3d_weights": "bundled", "device": "cpu",
              "data": str(clips/"set"), "form": "folders", "fps": 4, "clip_fps": 8, "n_clips": 3, "workers": 1, "cache": str(clips/cache)}
     params = read_params(small | own)
-    dataset = dataset_of(params)
+    dataset = load_dataset(params)
     assert extract(dataset, params).empty
     return {f: [u.units for u in read_units(store, dataset.manifest)] for f, (_, store) in stores_of(params).items()}
 

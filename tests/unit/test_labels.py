@@ -25,8 +25,8 @@ from hw2.data.dataset import (
     write_classes,
     write_manifest,
 )
-from hw2.data.labels import DataError, difference, look_alikes, skeleton
-from hw2.data.split import cv_splits, label_notes, split_manifest, split_notes
+from hw2.data.labels import DataError, invisible_difference, look_alikes, skeleton
+from hw2.data.split import cv_splits, label_warnings, split_manifest, split_warnings
 from hw2.run.run import read_result
 
 GOOD = {"cls_map": "Label,Category\n0,cat\n1,dog\n", "train_val": "Id,Category\nv0,0\nv1,0\nv2,1\nv3,1\n", "test_for_students": "Id,Category\nv4,\n"}
@@ -66,7 +66,7 @@ def table(folder: Path, text: str | bytes) -> Path:
 ], ids=["plain", "mark", "crlf", "cr", "no-end", "empty-lines", "quoted", "columns", "names", "turned", "short-row"])
 def test_the_same_set_in_other_spellings(tables, tmp_path):
     dataset, plain = from_course(course(tmp_path/"c", **tables)), from_course(course(tmp_path/"plain"))
-    assert dataset.classes == ["cat", "dog"] and dataset.strays == []
+    assert dataset.classes == ["cat", "dog"] and dataset.unlisted_files == []
     assert dataset.manifest.equals(plain.manifest) and len(plain.manifest) == 5
 
 
@@ -93,14 +93,14 @@ def test_missing_label_file(name, tmp_path):
 @pytest.mark.parametrize("name, text, words", [
     ("train_val", "Name,Category\nv0,0\n", "train_val.csv: no column Id; it has 'Name', 'Category'"),
     ("train_val", "Id\nv0\n", "train_val.csv: no column Category"),
-    ("train_val", "Id,Id,Category\nv0,v0,0\n", "train_val.csv: column Id stands twice"),
+    ("train_val", "Id,Id,Category\nv0,v0,0\n", "train_val.csv: column Id appears twice"),
     ("train_val", "Id,Category\n", "train_val.csv: no rows below the header"),
     ("cls_map", "Label,Category\n", "cls_map.csv: no rows below the header"),
     ("test_for_students", "Id;Category\nv4;\n", "test_for_students.csv: no column Id, Category"),
     ("cls_map", "Label,Name\n0,cat\n", "cls_map.csv: no column Category"),
     ("cls_map", "Label,Category\nzero,cat\n1,dog\n", "cls_map.csv, line 2: 'zero' is no class index"),
     ("cls_map", "Label,Category\n0,cat\n2,dog\n", "cls_map.csv: class indices must be 0 to 1"),
-    ("cls_map", "Label,Category\n0,cat\n1,cat\n", "cls_map.csv: Category 'cat' stands in lines 2, 3"),
+    ("cls_map", "Label,Category\n0,cat\n1,cat\n", "cls_map.csv: Category 'cat' appears in lines 2, 3"),
     ("train_val", "", "train_val.csv: an empty file"),
     ("train_val", b"\xef\xbb\xbf", "train_val.csv: an empty file"),
     ("train_val", "Id,Category\nv0,0\nv1,0,0,0\n", "train_val.csv, line 3: 4 fields, but the header has 2: ['0', '0']"),
@@ -111,8 +111,8 @@ def test_missing_label_file(name, tmp_path):
     ("train_val", "Id,Category\nv0,0\nv1,0\nv2,cow\n", "train_val.csv, line 4: unknown label 'cow'; known: 0 to 1, cat, dog"),
     ("train_val", "Id,Category\nv0,0\nv1,2\n", "train_val.csv, line 3: unknown label '2'"),
     ("train_val", "Id,Category\nv0,0\nv1,\n", "train_val.csv, line 3: unknown label ''"),
-    ("train_val", "Id,Category\nv0,0\nv1,0\nv0,1\n", "train_val.csv: Id 'v0' stands in lines 2, 4"),
-    ("test_for_students", "Id,Category\nv4,\nv1,\n", "test_for_students.csv, line 3: Id 'v1' stands in train_val.csv too"),
+    ("train_val", "Id,Category\nv0,0\nv1,0\nv0,1\n", "train_val.csv: Id 'v0' appears in lines 2, 4"),
+    ("test_for_students", "Id,Category\nv4,\nv1,\n", "test_for_students.csv, line 3: Id 'v1' appears in train_val.csv too"),
     ("train_val", "Id,Category\n../v0,0\n", "train_val.csv, line 2: id '../v0' cannot be a file name"),
     ("train_val", "Id,Category\nv0,0\n/etc/passwd,0\n", "train_val.csv, line 3: id '/etc/passwd' cannot be a file name"),
     ("train_val", "Id,Category\n..,0\n", "train_val.csv, line 2: id '..' cannot be a file name"),
@@ -129,8 +129,8 @@ def test_wrong_label_files(name, text, words, tmp_path):
 @pytest.mark.parametrize("text, words", [
     ("file,label\na.mp4,x\n", "table.csv: no column path"),
     ("path\na.mp4\n", "table.csv: no column label"),
-    ("path,label,group,group\na.mp4,x,1,1\nb.mp4,y,2,2\n", "table.csv: column group stands twice"),
-    ("path,label\na.mp4,x\nb.mp4,y\na.mp4,y\n", "table.csv: path 'a.mp4' stands in lines 2, 4"),
+    ("path,label,group,group\na.mp4,x,1,1\nb.mp4,y,2,2\n", "table.csv: column group appears twice"),
+    ("path,label\na.mp4,x\nb.mp4,y\na.mp4,y\n", "table.csv: path 'a.mp4' appears in lines 2, 4"),
     ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "table.csv, line 3: unknown split 'dev'"),
     ("path,label,split\na.mp4,x,train\nb.mp4,,val\n", "table.csv, line 3: split 'val' but no label"),
     ("path,label\na.mp4,x\n../b.mp4,y\n", "table.csv, line 3: path '../b.mp4' leads out of this table's folder"),
@@ -245,7 +245,7 @@ def test_a_split_takes_every_row_once_and_no_group_apart(rows, seed, grouped, fo
 @TABLES
 @given(TEXT, TEXT)
 def test_what_looks_alike_is_named_and_nothing_else(a, b):
-    assert bool(difference(a, b)) == (a != b and skeleton(a) == skeleton(b)) and difference(a, b) == difference(b, a)
+    assert bool(invisible_difference(a, b)) == (a != b and skeleton(a) == skeleton(b)) and invisible_difference(a, b) == invisible_difference(b, a)
     assert look_alikes([a, a + " "])[0][2] == "spaces" if skeleton(a).strip() else True
 
 
@@ -258,13 +258,13 @@ def test_what_a_system_keeps_for_itself_is_neither_a_video_nor_a_stray(tmp_path)
         for name in [".DS_Store", "Thumbs.db", "desktop.ini", "._a.mp4", "Icon\r"]: (tmp_path/"set"/folder/name).touch()
     for k in "xy": (tmp_path/"set"/k/"a.mp4").touch()
     dataset = from_folders(tmp_path/"set")
-    assert (dataset.classes, dataset.manifest["id"].tolist(), dataset.strays) == (["x", "y"], ["x/a.mp4", "y/a.mp4"], [])
+    assert (dataset.classes, dataset.manifest["id"].tolist(), dataset.unlisted_files) == (["x", "y"], ["x/a.mp4", "y/a.mp4"], [])
     dataset = from_csv(table(tmp_path/"set", "path,label\nx/a.mp4,x\ny/a.mp4,y\nx/._a.mp4,x\n@eaDir/a.mp4,y\n.DS_Store,x\n\"Icon\r\",y\n"))
     assert dataset.manifest["id"].tolist() == ["x/a.mp4", "y/a.mp4"]
     root = course(tmp_path/"c")
     for name in [".DS_Store", "Thumbs.db", "Icon\r"]: (root/"videos"/name).touch()
     (root/"videos/@eaDir").mkdir()
-    assert from_course(root).strays == []
+    assert from_course(root).unlisted_files == []
 
 
 def test_folders_that_are_a_split(tmp_path):
@@ -275,7 +275,7 @@ def test_folders_that_are_a_split(tmp_path):
     rows = dataset.manifest[["id", "split", "label", "group"]].fillna(-1).to_numpy().tolist()
     assert rows == [["test/4.mp4", "test", -1, "4"], ["test/y/5.mp4", "test", 1, "5"], ["train/x/1.mp4", "train", 0, "1"],
                     ["train/y/2.mp4", "train", 1, "2"], ["valid/x/3.mp4", "val", 0, "3"]]
-    assert dataset.strays == ["train/readme.txt"] and split_manifest(dataset.manifest)["split"].tolist() == [r[1] for r in rows]
+    assert dataset.unlisted_files == ["train/readme.txt"] and split_manifest(dataset.manifest)["split"].tolist() == [r[1] for r in rows]
 
 
 @pytest.mark.parametrize("files", [["train/1.mp4", "val/2.mp4"], ["train/x/1.mp4", "walk/1.mp4"], ["val/x/1.mp4", "test/x/1.mp4"],
@@ -293,7 +293,8 @@ def test_annotations_beside_a_split_are_no_class(tmp_path):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).touch()
     dataset = from_folders(tmp_path)
-    assert dataset.classes == ["x", "y"] and dataset.manifest["split"].tolist() == ["train", "train", "val"] and dataset.strays == ["annotations", "old"]
+    assert dataset.classes == ["x", "y"] and dataset.unlisted_files == ["annotations", "old"]
+    assert dataset.manifest["split"].tolist() == ["train", "train", "val"]
 
 
 @pytest.mark.parametrize("classes, videos", [(2, 4), (3, 4), (4, 4), (2, 1), (5, 2)])
@@ -327,8 +328,8 @@ def test_a_path_that_is_nearly_right(tmp_path):
 def test_small_classes_are_named_with_what_to_do(tmp_path):
     rows = "".join(f"{i}.mp4,{'abc'[i % 3] if i < 30 else 'rare'}\n" for i in range(32))
     dataset = from_csv(table(tmp_path, "path,label\n" + rows))
-    assert split_notes(dataset) == ["class 'rare': 2 videos, of which one or none is held out; add videos, or take folds: 2"]
-    assert [row[0] for row in label_notes(dataset)] == ["split"]
+    assert split_warnings(dataset) == ["class 'rare': 2 videos, of which one or none is held out; add videos, or take folds: 2"]
+    assert [row[0] for row in label_warnings(dataset)] == ["split"]
     with pytest.raises(DataError, match="smallest class has 2 videos: rare; fewer than folds: 5; take folds: 2, add videos, or leave the class out"):
         split_manifest(dataset.manifest, folds=5, classes=dataset.classes)
 

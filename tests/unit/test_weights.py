@@ -26,7 +26,7 @@ from hw2.core.params import check_params
 from hw2.data.dataset import COLUMNS
 from hw2.data.split import split_manifest
 from hw2.extraction.store import Units
-from hw2.features.backbone import Backbone, embed, locked_cached_property, tensors_before
+from hw2.features.backbone import Backbone, embed, locked_cached_property, needed_tensors
 from hw2.features.checkpoint import select_tensors
 from hw2.features.networks import WeightsError, build
 from hw2.features.weights import load_weights, preprocessing, weights_file
@@ -172,8 +172,8 @@ REFUSED = {  # a file's name: its bytes from the state, and what the line says
     "noise.pth": (lambda s: bytes(range(256)), "nothing that torch or safetensors"),
     "half.pth": (lambda s: pickled(s)[:100_000], "is cut off"),
     "half old.pth": (lambda s: pickled(s, _use_new_zipfile_serialization=False)[:100_000], "is cut off"),
-    "half.safetensors": (lambda s: save(s)[:100_000], "is cut off: its header promises"),
-    "header.safetensors": (lambda s: save(s)[:100], "is cut off: its header promises"),
+    "half.safetensors": (lambda s: save(s)[:100_000], "is cut off: its header states"),
+    "header.safetensors": (lambda s: save(s)[:100], "is cut off: its header states"),
     "whole.pt": (lambda s: pickled(build(NET)), "is a whole pickled network (hw2.features.networks.R2Plus1DMini)"),
     "whole old.pth": (lambda s: pickled(build(NET), _use_new_zipfile_serialization=False), "is a whole pickled network (hw2.features.networks.R2Plus1DMini)"),
     "yolo.pt": (lambda s: pickled({"model": build(NET), "epoch": 1}), "holds more than tensors (hw2.features.networks.R2Plus1DMini"),
@@ -199,7 +199,7 @@ REFUSED = {  # a file's name: its bytes from the state, and what the line says
     "inf.pth": (lambda s: pickled(changed(s, "stem.1.running_var", -torch.inf)), "stem.1.running_var holds NaN or infinity (1 of its 16"),
     "large.pth": (lambda s: pickled(changed(as_type(torch.float64)(s), value=1e300)), "stem.0.weight holds NaN or infinity"),
     "nan head.pth": (lambda s: pickled(changed(s, "fc.bias", torch.nan)), "fc.bias holds NaN or infinity"),
-    "two.pth": (lambda s: pickled({"model": s, "model_ema": changed(s)}), "more than one set of weights that fits: model, model_ema; save the one"),
+    "two.pth": (lambda s: pickled({"model": s, "model_ema": changed(s)}), "more than one set of weights that fits: model, model_ema; save only the one"),
     "moco.pth": (lambda s: pickled(given("encoder_q.", s) | given("encoder_k.", changed(s))), "more than one set of weights that fits: encoder_q, encoder_k"),
     "partly.pth": (lambda s: pickled(without(s, "stages.3")), "are missing (stages.3.conv1.0.0.weight, "),
     "one missing.pth": (lambda s: pickled(without(s, "stages.1.conv1.1.bias")), "tensors needed are missing (stages.1.conv1.1.bias)"),
@@ -275,7 +275,7 @@ def test_a_node_in_the_middle_needs_what_lies_before_it(state, tmp_path):
 def test_the_head_of_other_families(name, head):
     "Attention uses weights of modules that it never calls; the embedding has a gradient for them all the same."
     network = build(name).eval()
-    assert {n for n in network.state_dict() if n not in tensors_before(network, None, (3, 224, 224))} == {head + "weight", head + "bias"}
+    assert {n for n in network.state_dict() if n not in needed_tensors(network, None, (3, 224, 224))} == {head + "weight", head + "bias"}
 
 
 @pytest.mark.parametrize("name, today, older", [("densenet121", r".denselayer1.norm1.", ".denselayer1.norm.1."), ("vit_b_32", ".mlp.0.", ".mlp.linear_1.")])
