@@ -23,9 +23,9 @@ from hw2.demo.videos import CLASSES
 from hw2.features.backbone import Backbone, embed
 from hw2.features.networks import WeightsError
 from hw2.features.weights import WEIGHTS
-from hw2.pretraining.clips import ACTORS, CLIP_QUESTIONS, HAPPENS, backwards, happens
+from hw2.pretraining.clips import ACTORS, CLIP_QUESTIONS, EVENTS, reversed_answers, event_answer
 from hw2.pretraining.frames import FORMS, FRAME_QUESTIONS
-from hw2.pretraining.training import RECIPES, Clips, Stills
+from hw2.pretraining.training import RECIPES, ClipDataset, FrameDataset
 from hw2.run.cli import execute
 
 DRAWING = {"CREDITS", "photograph", "region", "levels", "Put", "paste"}  # what the demo and the pretext share: photographs by name, and the pasting of sprites
@@ -68,7 +68,7 @@ def test_no_generator_of_the_demos_is_used():
     assert np.random.default_rng([0, 1, 2]).integers(2**63) in demo  # this check can fail
 
 
-@pytest.mark.parametrize("data, questions", [(Clips(300, seed=8), CLIP_QUESTIONS), (Stills(300, seed=8), FRAME_QUESTIONS)])
+@pytest.mark.parametrize("data, questions", [(ClipDataset(300, seed=8), CLIP_QUESTIONS), (FrameDataset(300, seed=8), FRAME_QUESTIONS)])
 def test_answers_are_among_the_answers(data, questions):
     told = np.array([list(data.draw(i)[1].values()) for i in range(200)])
     assert (told >= -1).all() and (told < [len(a) for a in questions.values()]).all()
@@ -77,17 +77,17 @@ def test_answers_are_among_the_answers(data, questions):
 
 def test_the_reverse_of_a_clip_is_told_to_be_the_reverse():
     "In the first question as in the others: one that kept its answer would teach that the order of frames means nothing."
-    told = [a for a in (Clips(1).draw(i)[1] for i in range(600)) if a["happens"] >= 0]
+    told = [a for a in (ClipDataset(1).draw(i)[1] for i in range(600)) if a["happens"] >= 0]
     told = [a for a in told if ACTORS[a["actor"]] != "sheet"]  # whether its wave travels is no question of its own
-    assert all(happens(backwards(a)) == backwards(a)["happens"] for a in told)
-    turned = {HAPPENS[a["happens"]] for a in told if backwards(a)["happens"] != a["happens"]}
+    assert all(event_answer(reversed_answers(a)) == reversed_answers(a)["happens"] for a in told)
+    turned = {EVENTS[a["happens"]] for a in told if reversed_answers(a)["happens"] != a["happens"]}
     assert {"go right", "spin clockwise", "grow larger", "crowd outward", "panel left", "camera right"} <= turned
 
 
 def test_the_same_item_is_the_same_whoever_draws_it():
-    a, b = Clips(10, seed=5).draw(7), Clips(10, seed=5).draw(7)
+    a, b = ClipDataset(10, seed=5).draw(7), ClipDataset(10, seed=5).draw(7)
     assert np.array_equal(a[0], b[0]) and a[1] == b[1]
-    assert not np.array_equal(a[0], Clips(10, seed=6).draw(7)[0])
+    assert not np.array_equal(a[0], ClipDataset(10, seed=6).draw(7)[0])
 
 
 def motion(clip: np.ndarray) -> np.ndarray:
@@ -99,16 +99,16 @@ def motion(clip: np.ndarray) -> np.ndarray:
 
 def test_a_camera_that_moves_right_moves_the_picture_left():
     "In nearly all clips: a plain dark wall gives phase correlation nothing to hold on to."
-    data = Clips(600, seed=2, without=("thing", "crowd", "sheet", "panel", "figure"))
-    moves = [motion(clip)[0] for clip, answers in map(data.draw, range(600)) if HAPPENS[answers["happens"]] == "camera right"]
+    data = ClipDataset(600, seed=2, without=("thing", "crowd", "sheet", "panel", "figure"))
+    moves = [motion(clip)[0] for clip, answers in map(data.draw, range(600)) if EVENTS[answers["happens"]] == "camera right"]
     assert len(moves) > 40 and np.mean(np.array(moves) < 0) > 0.85
 
 
 def test_what_is_left_out_does_not_happen():
-    told = [Clips(200, without=("spin", "grow", "crowd", "camera")).draw(i)[1] for i in range(200)]
+    told = [ClipDataset(200, without=("spin", "grow", "crowd", "camera")).draw(i)[1] for i in range(200)]
     assert not any(a["spin"] > 0 or a["grow"] > 0 or a["crowd"] >= 0 or a["camera"] > 0 for a in told)
     assert any(a["go"] > 0 for a in told)
-    stand = [Stills(200, without=("crowd", "rods", "panel", "sheet")).draw(i)[1] for i in range(200)]
+    stand = [FrameDataset(200, without=("crowd", "rods", "panel", "sheet")).draw(i)[1] for i in range(200)]
     assert not any(a["count"] > 3 or a["rods"] or a["panel"] or a["form"] == FORMS.index("sheet") for a in stand)
 
 
