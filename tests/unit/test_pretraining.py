@@ -23,12 +23,12 @@ from hw2.demo.videos import CLASSES
 from hw2.features.backbone import Backbone, embed
 from hw2.features.networks import WeightsError
 from hw2.features.weights import WEIGHTS
-from hw2.pretraining.clips import ACTORS, CLIP_QUESTIONS, EVENTS, reversed_answers, event_answer
+from hw2.pretraining.clips import ACTORS, CLIP_QUESTIONS, EVENTS, event_answer, reversed_answers
 from hw2.pretraining.frames import FORMS, FRAME_QUESTIONS
 from hw2.pretraining.training import RECIPES, ClipDataset, FrameDataset
 from hw2.run.cli import execute
 
-DRAWING = {"CREDITS", "photograph", "region", "levels", "Put", "paste"}  # what the demo and the pretext share: photographs by name, and the pasting of sprites
+DRAWING = {"CREDITS", "photograph", "region", "Placement", "paste", "sprite_pyramid"}  # what the demo and the pretext share: photographs by name, and the pasting of sprites
 
 
 def test_of_the_demo_only_the_sprites_are_imported():
