@@ -289,7 +289,7 @@ def test_memory_does_not_grow_with_a_videos_length():
 
 @pytest.mark.parametrize("one, other", REVERSALS)
 def test_a_pair_decodes_to_exact_reversals(one, other, tmp_path):
-    "And so no feature of a set of frames can tell the two apart, while a clip's can."
+    "So features of a set of frames cannot distinguish the two, and features of clips can."
     t = frame_times(2, 4)[:, 0]
     seen = []
     for name in (one, other):
@@ -302,7 +302,7 @@ def test_a_pair_decodes_to_exact_reversals(one, other, tmp_path):
     assert (bag.transform(words)[0] == bag.transform(words)[1]).all() and bag.transform(words).any()
 
 
-def test_the_demos_splits_see_different_pixels():
+def test_the_demos_splits_share_no_pixels():
     boxes = list(REGIONS.values())
     for i, (top, left, bottom, right) in enumerate(boxes):
         for other in boxes[i + 1:]: assert bottom <= other[0] or other[2] <= top or right <= other[1] or other[3] <= left
