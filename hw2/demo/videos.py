@@ -58,7 +58,7 @@ def ball_bounce(rng: np.random.Generator, cut_sprite: CutSprite, cut_rectangle: 
 
 # %% ../../nbs/demo/2_videos.ipynb #5d5ca8b5
 def wheel(rng: np.random.Generator, cut_sprite: CutSprite, cut_rectangle: CutRectangle) -> Motion:
-    "A sprite that rolls along the ground to the right."
+    "A sprite that rolls along the ground to the right, 38 to 62 pixels per second."
     radius, speed = _random_radius(rng), rng.uniform(38, 62)
     distance, slope = speed * (TIMES - TIMES.mean()), rng.uniform(-0.12, 0.12)
     ground, top = sprite_pyramid(*cut_rectangle(10, 200)), rng.uniform(64, 118)
@@ -131,7 +131,7 @@ def _small_sprites(rng: np.random.Generator, cut_sprite: CutSprite) -> tuple[lis
 
 
 def rain(rng: np.random.Generator, cut_sprite: CutSprite, cut_rectangle: CutRectangle) -> Motion:
-    "Small sprites that fall; those that leave at the bottom come back at the top."
+    "Small sprites that fall vertically; those that leave at the bottom come back at the top."
     sprites, start, speed, angle = _small_sprites(rng, cut_sprite)
     y = (start[:, 1] + speed * TIMES[:, None]) % 160 - 16
     return [[Placement(s, start[k, 0] - 16, y[i, k], angle[k]) for k, s in enumerate(sprites)] for i in range(FRAMES)]

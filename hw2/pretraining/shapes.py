@@ -194,11 +194,11 @@ class _Figure:
     SUPERSAMPLING = 3  # drawn pixels per output pixel, in each direction
 
     def __init__(self, textures: Textures, height: float, facing: int, sideways: bool):
-        rng, unit = textures.rng, height * self.SUPERSAMPLING
-        self.side, self.facing, self.sideways = 2 * int(0.75 * unit) + 1, facing, sideways
-        self.trunk, self.thigh, self.arm, self.head = unit * rng.uniform([0.28, 0.2, 0.15, 0.055], [0.36, 0.26, 0.2, 0.085])
-        self.trunk_width, self.leg_width, self.arm_width = [max(2, int(unit * rng.uniform(*span))) for span in ((0.1, 0.2), (0.05, 0.11), (0.035, 0.08))]
-        self.gap, self.elbow, self.knee = unit * rng.uniform(0, 0.04 if sideways else 0.12), rng.choice([0, 0.3, 1.2]), rng.uniform(0, 0.9)
+        rng, drawn_height = textures.rng, height * self.SUPERSAMPLING
+        self.side, self.facing, self.sideways = 2 * int(0.75 * drawn_height) + 1, facing, sideways
+        self.trunk, self.thigh, self.arm, self.head = drawn_height * rng.uniform([0.28, 0.2, 0.15, 0.055], [0.36, 0.26, 0.2, 0.085])
+        self.trunk_width, self.leg_width, self.arm_width = [max(2, int(drawn_height * rng.uniform(*s))) for s in ((0.1, 0.2), (0.05, 0.11), (0.035, 0.08))]
+        self.gap, self.elbow, self.knee = drawn_height * rng.uniform(0, 0.04 if sideways else 0.12), rng.choice([0, 0.3, 1.2]), rng.uniform(0, 0.9)
         cloths = [textures(48, 48, "plain" if rng.random() < 0.7 else None) for _ in range(1 + 2 * (rng.random() < 0.6))]  # one for all, or three
         cloths = [cv2.resize(np.clip(c, 0, 255).astype(np.uint8), (self.side, self.side)) for c in cloths]
         self.trunk_cloth, self.leg_cloth, self.arm_cloth = cloths * 3 if len(cloths) == 1 else cloths
