@@ -22,8 +22,8 @@ from hw2.data.dataset import read_manifest, write_manifest
 from hw2.data.probe import probe, write_video
 from hw2.data.split import split_manifest
 from hw2.data.video import clip_times, frame_times, frames_at, read_frames
-from hw2.demo.sprites import PARTS
-from hw2.demo.videos import CODING, FPS, REVERSALS, draw
+from hw2.demo.sprites import REGIONS
+from hw2.demo.videos import CODING, FPS, REVERSALS, random_video
 from hw2.evaluation.metrics import as_printed, confusion_matrix, counts, hardest_and_easiest, per_class, top_k_accuracy
 from hw2.extraction.store import Units
 from hw2.features.backbone import Backbone
@@ -289,11 +289,11 @@ def test_memory_does_not_grow_with_a_videos_length():
 
 @pytest.mark.parametrize("one, other", REVERSALS)
 def test_a_pair_decodes_to_exact_reversals(one, other, tmp_path):
-    "And so no feature of a set of frames can tell the two apart, while a clip's can."
+    "So features of a set of frames cannot distinguish the two, and features of clips can."
     t = frame_times(2, 4)[:, 0]
     seen = []
     for name in (one, other):
-        path = write_video(tmp_path/f"{name}.mp4", draw(name, "train", np.random.default_rng(5)), FPS, options=CODING)
+        path = write_video(tmp_path/f"{name}.mp4", random_video(name, "train", np.random.default_rng(5)), FPS, options=CODING)
         video = probe(path)
         seen.append((read_frames(path, video.times + 0.01), read_frames(path, t)))
     assert (seen[0][0] == seen[1][0][::-1]).all() and (seen[0][0] != seen[1][0]).any()
@@ -302,8 +302,8 @@ def test_a_pair_decodes_to_exact_reversals(one, other, tmp_path):
     assert (bag.transform(words)[0] == bag.transform(words)[1]).all() and bag.transform(words).any()
 
 
-def test_the_demos_splits_see_different_pixels():
-    boxes = list(PARTS.values())
+def test_the_demos_splits_share_no_pixels():
+    boxes = list(REGIONS.values())
     for i, (top, left, bottom, right) in enumerate(boxes):
         for other in boxes[i + 1:]: assert bottom <= other[0] or other[2] <= top or right <= other[1] or other[3] <= left
 
