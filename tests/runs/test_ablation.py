@@ -96,7 +96,7 @@ def test_a_setting_is_the_run_that_its_parameters_make(swept, tmp_path):
 
 def test_only_what_a_value_makes_different_is_trained():
     sweep = read_ablation(COMMITTED)
-    new = {s.run: s.new for s in settings(sweep)}
+    new = {s.run: s.changed for s in settings(sweep)}
     assert new["base"] == [] and new["words-64"] == ["sift"] and new["fps-2"] == ["sift", "cnn"] and new["clips-two_of_1_s"] == ["cnn3d"]
     assert new["backbone-untrained"] == ["cnn", "cnn3d"] and new["lr-0.001"] == ["sift", "cnn", "cnn3d"]
     assert planned_runs(sweep)["base"] == read_params(DEMO, {"seeds": [0, 1, 2, 3, 4]})
@@ -109,8 +109,8 @@ def test_only_what_a_value_makes_different_is_trained():
     ({"network": {"large": {"cnn_backbone": "resnet50", "cnn_weight": "bundled"}}}, "unknown parameter 'cnn_weight'; did you mean 'cnn_weights'?"),
     ({"words": [64, 256]}, "words: the base's value is not among 64, 256"),
     ({"words": 64}, "words: neither a list of values nor named mappings"),
-    ({"cache": ["here", "runs/cache"]}, "cache: a sweep cannot vary this"),
-    ({"cnn_pool": ["mean", "max"]}, "cnn_pool: concerns none of the base's features, sift")])
+    ({"cache": ["here", "runs/cache"]}, "cache: an ablation cannot vary this"),
+    ({"cnn_pool": ["mean", "max"]}, "cnn_pool: changes none of the base's features, sift")])
 def test_a_bad_file_is_refused_in_one_line(factors, says, tmp_path):
     file = tmp_path/"bad.yaml"
     file.write_text(yaml.safe_dump({"base": [str(DEMO), {"features": ["sift"]}], "factors": factors}))
