@@ -25,7 +25,7 @@ from hw2.core.files import ROOT
 from hw2.data.dataset import read_classes, read_manifest, write_manifest
 from hw2.data.probe import probe, write_video
 from hw2.data.video import decode
-from hw2.explorer.explorer import videos_page
+from hw2.explorer.explorer import videos_html
 from hw2.explorer.matrix_widget import MatrixWidget
 from hw2.run.run import Run, load
 from hw2.run.videos import all_predictions, cell_videos, first_cell, neighbours
@@ -100,7 +100,7 @@ def test_a_video_that_vanished_and_one_that_is_damaged_cost_themselves_only(run)
     before = [(root/p).read_bytes() for p in paths]
     try:
         (root/paths[0]).unlink(); (root/paths[1]).write_bytes(before[1][:300])
-        page = videos_page(Run(run), three, "sift", k=1)
+        page = videos_html(Run(run), three, "sift", k=1)
     finally:
         for p, data in zip(paths, before): (root/p).write_bytes(data)
     assert page.count("This video cannot be shown: ") == 2 and "no such file." in page
@@ -224,7 +224,7 @@ def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
             box = canvas.bounding_box()
             page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
             page.wait_for_function("before => document.querySelector('.hw2-sentence')?.innerText !== before", arg=before, timeout=30_000)
-            assert chosen("true class").startswith(classes[cell[0]] + " (") and chosen("taken for") == f"{classes[cell[1]]} ({C[cell]})"
+            assert chosen("true class").startswith(classes[cell[0]] + " (") and chosen("predicted class") == f"{classes[cell[1]]} ({C[cell]})"
             assert page.inner_text(".hw2-sentence").startswith(f"{C[cell]} of the 2 validation videos of {classes[cell[0]]}")
             page.wait_for_function(LOADED, timeout=30_000)
             assert page.locator(".hw2-large video").count() == min(C[cell], 3) and page.locator(".hw2-strip video").count() == 4 * min(C[cell], 3)
@@ -232,5 +232,5 @@ def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
                 page.locator(f"{kind} video").first.scroll_into_view_if_needed()  # browsers let what nobody sees wait
                 page.wait_for_function(PLAYS, arg=kind, timeout=30_000)
             noted = page.locator(".hw2-large .hw2-note").all_inner_texts()
-            assert noted == ["encoded anew to be shown here"] * (C[cell] if cell[0] == OLD else 0)
+            assert noted == ["re-encoded to be shown here"] * (C[cell] if cell[0] == OLD else 0)
         browser.close()
