@@ -28,14 +28,14 @@ from ..run.run import Run
 # %% ../../nbs/ablation/2_ablation.ipynb #44bf58d9
 CLASSIFIER_PARAMETERS = ("hidden", "dropout", "lr", "t_0", "batch_size", "max_epochs", "patience")
 FEATURE_PARAMETERS = {"sift": ("fps", "sift_size", "keypoints", "words", "sift_pool", "sift_norm"),
-       "cnn": ("fps", *(p for p in PARAMETERS if p.startswith("cnn_"))),
-       "cnn3d": ("clip_fps", "n_clips", *(p for p in PARAMETERS if p.startswith("cnn3d_")))}
+                      "cnn": ("fps", *(p for p in PARAMETERS if p.startswith("cnn_"))),
+                      "cnn3d": ("clip_fps", "n_clips", *(p for p in PARAMETERS if p.startswith("cnn3d_")))}
 
 
 def affected_features(
     params: Iterable[str],  # names of parameters
 ) -> list[str]:  # features
-    "The features whose results these parameters change; raises `ParameterError` for a parameter that cannot be a factor."
+    "The features that these parameters affect; raises `ParameterError` for a parameter that cannot be a factor."
     found = set()
     for name in params:
         affected = [f for f, own in FEATURE_PARAMETERS.items() if name in CLASSIFIER_PARAMETERS or name in own]
@@ -85,7 +85,7 @@ def _check_factor(
     "Raise `ParameterError` for values that cannot be run or compared."
     for change in values.values(): check_params(base | change)
     if not set(affected_features({p for change in values.values() for p in change})) & set(base["features"]):
-        raise ParameterError(f"{factor}: changes none of the base's features, {', '.join(base['features'])}")
+        raise ParameterError(f"{factor}: affects none of the base's features, {', '.join(base['features'])}")
     if not any(all(base[p] == v for p, v in change.items()) for change in values.values()):
         raise ParameterError(f"{factor}: the base's value is not among {', '.join(values)}")
 
@@ -95,8 +95,8 @@ class Setting:
     "One value of one factor."
     factor: str
     value: str  # the value's name
-    features: list[str]  # features that the factor changes
-    changed: list[str]  # features that this value changes; none for the base's value
+    features: list[str]  # features that the factor affects
+    changed: list[str]  # features whose results differ from the base's; none for the base's value
     params: dict  # all parameters of its run
 
     @property

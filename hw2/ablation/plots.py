@@ -19,7 +19,7 @@ from ..report.plots import FEATURES
 def plot_factor(
     table: pd.DataFrame,  # from `ablation.collect`
     factor: str,
-    feature: str | None = None,  # "sift", "cnn" or "cnn3d"; None: all features that the factor changes
+    feature: str | None = None,  # "sift", "cnn" or "cnn3d"; None: all features that the factor affects
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "Plot the top-1 of each value of the factor, one colour per feature."
@@ -44,7 +44,7 @@ def plot_factor(
 def plot_ablation(
     table: pd.DataFrame,  # from `ablation.collect`
 ) -> Figure:
-    "Plot one panel per factor and feature that the factor changes."
+    "Plot one panel per factor and feature that it affects."
     factors, features = list(dict.fromkeys(table["factor"])), list(dict.fromkeys(table["feature"].str.split(" ").str[0]))
     features = [f for f in FEATURES if f in features]
     heights = [table.loc[table["factor"] == f, "value"].nunique() for f in factors]

@@ -139,12 +139,12 @@ def cell_sentence(
     kind: str,  # "validation", "held-out", "test"
 ) -> str:  # HTML
     "The count of one cell as a sentence."
-    n, of = int(matrix[true][predicted]), int(np.sum(matrix[true]))
+    n, total = int(matrix[true][predicted]), int(np.sum(matrix[true]))
     name, other = (f"<b>{_escape(classes[c])}</b>" for c in (true, predicted))
-    if not of: return f"There is no {kind} video of {name}."
+    if not total: return f"There is no {kind} video of {name}."
     verb, done = "are" if n > 1 else "is", f"predicted as {other}" if true != predicted else "correctly classified"
-    if of == 1: return f"The only {kind} video of {name} is {'not ' * (n == 0)}{done} by <b>{_escape(feature)}</b>."
-    return f"{n or 'None'} of the {of:,} {kind} videos of {name} {verb} {done} by <b>{_escape(feature)}</b>{', most confident first' * (n > 1)}."
+    if total == 1: return f"The only {kind} video of {name} is {'not ' * (n == 0)}{done} by <b>{_escape(feature)}</b>."
+    return f"{n or 'None'} of the {total:,} {kind} videos of {name} {verb} {done} by <b>{_escape(feature)}</b>{', most confident first' * (n > 1)}."
 
 # %% ../../nbs/explorer/3_explorer.ipynb #f278dbbf
 def _menu(description: str) -> widgets.Dropdown:
