@@ -1,4 +1,4 @@
-"""The explorer: what it says of a run's videos, its callbacks in a kernel, and a click in JupyterLab after which videos play"""
+"""The explorer: what it shows of a run's videos, its callbacks in a kernel, and a click in JupyterLab after which videos play"""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from hw2.core.files import ROOT
 from hw2.data.dataset import read_classes, read_manifest, write_manifest
 from hw2.data.probe import probe, write_video
 from hw2.data.video import decode
-from hw2.explorer.explorer import videos_page
+from hw2.explorer.explorer import videos_html
 from hw2.explorer.matrix_widget import MatrixWidget
 from hw2.run.run import Run, load
 from hw2.run.videos import all_predictions, cell_videos, first_cell, neighbours
@@ -66,15 +66,15 @@ def notebook_for(run: Path) -> nbformat.NotebookNode:
     return parameterize_notebook(load_notebook_node(str(NOTEBOOK)), {"name": run.name, "runs": str(run.parent)})
 
 
-# What it says of the videos
+# What it shows of the videos
 
 
 @pytest.mark.parametrize("feature", ["sift", "cnn", "cnn3d"])
 def test_every_cell_holds_the_videos_that_the_matrix_counts(feature, run):
-    told, given = all_predictions(Run(run)), pd.read_csv(run/feature/"predictions.csv").set_index("id")
-    assert len(told) == 45
+    predictions, given = all_predictions(Run(run)), pd.read_csv(run/feature/"predictions.csv").set_index("id")
+    assert len(predictions) == 45
     for split in ("val", "test"):
-        cells = {(i, j): cell_videos(told, feature, i, j, split) for i in range(15) for j in range(15)}
+        cells = {(i, j): cell_videos(predictions, feature, i, j, split) for i in range(15) for j in range(15)}
         assert [len(d) for d in cells.values()] == Run(run).confusion(feature, split).ravel().tolist()
         for (i, j), d in cells.items():
             assert (d["label"] == i).all() and (given.loc[d.index, "pred"] == j).all() and d[f"p_{feature}"].is_monotonic_decreasing
@@ -94,13 +94,13 @@ def test_neighbours_are_those_that_brute_force_finds(feature, run):
 
 
 def test_a_video_that_vanished_and_one_that_is_damaged_cost_themselves_only(run):
-    told = all_predictions(Run(run))
-    three = told[(told["split"] == "val") & (told["label"] != OLD)].iloc[:3]
+    predictions = all_predictions(Run(run))
+    three = predictions[(predictions["split"] == "val") & (predictions["label"] != OLD)].iloc[:3]
     paths, root = three["path"].tolist(), run.parents[1]/"set"
     before = [(root/p).read_bytes() for p in paths]
     try:
         (root/paths[0]).unlink(); (root/paths[1]).write_bytes(before[1][:300])
-        page = videos_page(Run(run), three, "sift", k=1)
+        page = videos_html(Run(run), three, "sift", k=1)
     finally:
         for p, data in zip(paths, before): (root/p).write_bytes(data)
     assert page.count("This video cannot be shown: ") == 2 and "no such file." in page
@@ -140,9 +140,9 @@ def test_callbacks_in_a_kernel(run, tmp_path):
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert [o["text"] for o in outputs if o.get("name") == "stderr"] == []
     assert sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs) == 1
-    (cell, sentence, videos), *told, test, nothing = eval(outputs[-1]["text"])
+    (cell, sentence, videos), *clicked, test, nothing = eval(outputs[-1]["text"])
     assert cell == first_cell(counts["sift"]) and videos > 0
-    for (cell, sentence, videos), (f, (i, j)) in zip(told, [(f, c) for f in ("sift", "cnn3d") for c in cells], strict=True):
+    for (cell, sentence, videos), (f, (i, j)) in zip(clicked, [(f, c) for f in ("sift", "cnn3d") for c in cells], strict=True):
         n = int(counts[f][i, j])
         assert cell == (i, j) and videos == 5 * min(n, 3)
         assert f'>{n or "None"} of the 2 validation videos of <b>{classes[i]}</b> ' in sentence and f"by <b>{f}</b>" in sentence
@@ -202,7 +202,7 @@ PLAYS = "kind => { const v = document.querySelector(kind + ' video'); return v.c
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
 def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
-    "Run all cells, click a cell of the matrix, choose another feature: the cell's videos play, also those that had to be encoded anew."
+    "Run all cells, click a cell of the matrix, choose another feature: the cell's videos play, re-encoded ones too."
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     C, classes = Run(run).confusion("sift"), read_classes(run/"classes.csv")
     cells = [cell for cell in map(tuple, np.argwhere(C).tolist()) if cell != first_cell(C)]
@@ -224,7 +224,7 @@ def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
             box = canvas.bounding_box()
             page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
             page.wait_for_function("before => document.querySelector('.hw2-sentence')?.innerText !== before", arg=before, timeout=30_000)
-            assert chosen("true class").startswith(classes[cell[0]] + " (") and chosen("taken for") == f"{classes[cell[1]]} ({C[cell]})"
+            assert chosen("true class").startswith(classes[cell[0]] + " (") and chosen("predicted class") == f"{classes[cell[1]]} ({C[cell]})"
             assert page.inner_text(".hw2-sentence").startswith(f"{C[cell]} of the 2 validation videos of {classes[cell[0]]}")
             page.wait_for_function(LOADED, timeout=30_000)
             assert page.locator(".hw2-large video").count() == min(C[cell], 3) and page.locator(".hw2-strip video").count() == 4 * min(C[cell], 3)
@@ -232,5 +232,5 @@ def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
                 page.locator(f"{kind} video").first.scroll_into_view_if_needed()  # browsers let what nobody sees wait
                 page.wait_for_function(PLAYS, arg=kind, timeout=30_000)
             noted = page.locator(".hw2-large .hw2-note").all_inner_texts()
-            assert noted == ["encoded anew to be shown here"] * (C[cell] if cell[0] == OLD else 0)
+            assert noted == ["re-encoded to be shown here"] * (C[cell] if cell[0] == OLD else 0)
         browser.close()

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw2.benchmark.workloads import in_new_process
+from hw2.benchmark.workloads import extract_in_new_process
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import check_params
@@ -440,7 +440,7 @@ def test_mutated_files_are_read_or_listed(mutations, tmp_path):
     "No crash of the run, no omission, little memory; and a second time the same, from another cache."
     files = sorted(mutations.glob("[0-9]*.mp4"))
     table, asked = [(p.name, "xy"[i % 2]) for i, p in enumerate(files)], {"features": ["sift", "cnn3d"]}
-    assert in_new_process(files, check_params(MINI | asked), tmp_path)["peak_memory_gb"] < 2
+    assert extract_in_new_process(files, check_params(MINI | asked), tmp_path)["peak_memory_gb"] < 2
     first = extracted(mutations, table, cache=str(next(tmp_path.glob("*/*/")).parent), **asked)  # read from the store
     again = extracted(mutations, table, **asked)
     assert len(first[0].manifest) == len(table) and 0 < len(first[1]) < len(table)

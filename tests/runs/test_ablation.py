@@ -1,4 +1,4 @@
-"""The sweep, tried out at tiny sizes: what it runs, what it does not run again, what it refuses; never which value is best"""
+"""The ablation at tiny sizes: what it runs, what it does not run again, what it refuses; never which value is best"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ FACTORS = {"words": [8, 16], "hidden": [256]}
 
 @dataclass
 class Swept:
-    "What a sweep left, twice."
+    "The files of one ablation, run twice."
     runs: Path
     out: Path
     cache: Path
@@ -75,8 +75,8 @@ def test_no_part_is_extracted_twice(swept):
     assert record(swept.runs/"words-8")["stages"]["extract"]["extracted"] == 0
 
 
-def test_a_second_sweep_runs_nothing_again(swept):
-    "But for the base's look at its videos; and it writes the same bytes."
+def test_a_second_ablation_runs_nothing_again(swept):
+    "Except the extraction of the base; it writes the same bytes."
     assert {"base/train_sift.ipynb", "words-8/extract.ipynb", "words-8/sift/model.safetensors"} <= swept.first["runs"].keys()
     assert written(swept.runs) == swept.first["runs"]
     assert sorted(swept.first["out"]) == ["ablation.csv", "ablation.md", "ablation.png"]
@@ -95,12 +95,12 @@ def test_a_setting_is_the_run_that_its_parameters_make(swept, tmp_path):
 
 
 def test_only_what_a_value_makes_different_is_trained():
-    sweep = read_ablation(COMMITTED)
-    new = {s.run: s.new for s in settings(sweep)}
-    assert new["base"] == [] and new["words-64"] == ["sift"] and new["fps-2"] == ["sift", "cnn"] and new["clips-two_of_1_s"] == ["cnn3d"]
-    assert new["backbone-untrained"] == ["cnn", "cnn3d"] and new["lr-0.001"] == ["sift", "cnn", "cnn3d"]
-    assert planned_runs(sweep)["base"] == read_params(DEMO, {"seeds": [0, 1, 2, 3, 4]})
-    assert len(planned_runs(sweep)) == len(settings(sweep)) - len(sweep.factors) + 1
+    ablation = read_ablation(COMMITTED)
+    changed = {s.run: s.changed for s in settings(ablation)}
+    assert changed["base"] == [] and changed["words-64"] == ["sift"] and changed["fps-2"] == ["sift", "cnn"] and changed["clips-two_of_1_s"] == ["cnn3d"]
+    assert changed["backbone-untrained"] == ["cnn", "cnn3d"] and changed["lr-0.001"] == ["sift", "cnn", "cnn3d"]
+    assert planned_runs(ablation)["base"] == read_params(DEMO, {"seeds": [0, 1, 2, 3, 4]})
+    assert len(planned_runs(ablation)) == len(settings(ablation)) - len(ablation.factors) + 1
 
 
 @pytest.mark.parametrize("factors, says", [
@@ -109,8 +109,8 @@ def test_only_what_a_value_makes_different_is_trained():
     ({"network": {"large": {"cnn_backbone": "resnet50", "cnn_weight": "bundled"}}}, "unknown parameter 'cnn_weight'; did you mean 'cnn_weights'?"),
     ({"words": [64, 256]}, "words: the base's value is not among 64, 256"),
     ({"words": 64}, "words: neither a list of values nor named mappings"),
-    ({"cache": ["here", "runs/cache"]}, "cache: a sweep cannot vary this"),
-    ({"cnn_pool": ["mean", "max"]}, "cnn_pool: concerns none of the base's features, sift")])
+    ({"cache": ["here", "runs/cache"]}, "cache: an ablation cannot vary this"),
+    ({"cnn_pool": ["mean", "max"]}, "cnn_pool: affects none of the base's features, sift")])
 def test_a_bad_file_is_refused_in_one_line(factors, says, tmp_path):
     file = tmp_path/"bad.yaml"
     file.write_text(yaml.safe_dump({"base": [str(DEMO), {"features": ["sift"]}], "factors": factors}))

@@ -1,4 +1,4 @@
-"""The benchmark's notebook, tried out at tiny sizes: what it writes, never how fast anything is"""
+"""The benchmark's notebook at tiny sizes: what it writes, never how fast anything is"""
 
 import re
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 
-from hw2.benchmark.benchmark import met
+from hw2.benchmark.benchmark import goal_met
 from hw2.core.files import ROOT
 from hw2.run.cli import execute
 
@@ -37,9 +37,9 @@ def test_three_files(bench):
 def test_every_stage_has_its_row(bench):
     table = pd.read_csv(bench/"bench.csv")
     assert table.columns.tolist() == ["stage", "against", "ratio", "goal"]
-    told = {re.sub(", (eager|openvino)$", "", row.stage): row.goal for row in table[table["goal"].notna()].itertuples()}
-    accelerated = {k for k in told if " on cuda" in k or " on mps" in k}
-    assert {k: v for k, v in told.items() if k not in accelerated} == GOALS
+    goals = {re.sub(", (eager|openvino)$", "", row.stage): row.goal for row in table[table["goal"].notna()].itertuples()}
+    accelerated = {k for k in goals if " on cuda" in k or " on mps" in k}
+    assert {k: v for k, v in goals.items() if k not in accelerated} == GOALS
     assert table["stage"].str.contains(", eager").sum() == 2
     assert (table["ratio"] > 0).all() and table["against"].notna().all()
 
@@ -50,7 +50,7 @@ def test_the_text_says_where_it_was_measured_and_what_is_missing(bench):
     for stage in ("convnext_mini", "r2plus1d_mini"): assert f"- {stage}, clockwork: engine: 'clockwork' is not" in text
     for row in table.fillna({"goal": ""}).itertuples():
         line, = [line for line in text.splitlines() if line.startswith(f"| {row.stage} |")]
-        assert f"| {row.goal} | {met(row.goal, row.ratio)} |" in line
+        assert f"| {row.goal} | {goal_met(row.goal, row.ratio)} |" in line
 
 
 def test_larger_sets_are_computed_not_claimed(bench):
@@ -59,7 +59,7 @@ def test_larger_sets_are_computed_not_claimed(bench):
     assert "| the course's set | 8,250 |" in text and "| Kinetics-400, training | 240,000 |" in text and "| 100 machines |" in text
 
 
-def test_what_bounds_the_networks_is_told(bench):
+def test_the_roofline_of_the_networks(bench):
     text, rate = (bench/"bench.md").read_text(encoding="utf-8"), r"\d+ GFLOP/s"
     for network in ("convnext_mini", "r2plus1d_mini"):
         assert re.search(rf"\| {network} \| {rate} \| (eager|openvino) \| {rate} \| \d+% \| [\d.]+ \| [\d.]+ \|", text)
