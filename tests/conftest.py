@@ -56,7 +56,7 @@ def tiny_demo(tiny_home) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_demo, tiny_home, command) -> Run:
     "`hw2 run` with the demo's parameters, but three epochs, two seeds and a 2-D network that is untrained."
-    changed = {"data": "tiny", "max_epochs": "3", "workers": "2", "seeds": "[0, 1]", "cnn_weights": "random"}
+    changed = {"data": "tiny", "classifier.max_epochs": "3", "workers": "2", "classifier.seeds": "[0, 1]", "features.cnn.weights": "random"}
     arguments = ["run", "--params", str(DEMO), *(word for name, value in changed.items() for word in ("-p", name, value))]
     done = command(*arguments, "-p", "cache", "cache", "--name", "tiny", cwd=tiny_home)
     assert done.returncode == 0, done.stderr

@@ -13,23 +13,31 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..report.plots import FEATURES
+from ..report.plots import FEATURES, feature_styles
 
 # %% ../../nbs/ablation/1_plots.ipynb #2be477f7
+def _colours(
+    table: pd.DataFrame,  # from `ablation.collect`
+) -> dict[str, str]:  # feature -> colour, the report's features first
+    "The colours that the report's plots have."
+    features = list(dict.fromkeys(table["feature"].str.split(" ").str[0]))
+    return {f: colour for f, (colour, _) in feature_styles([*(f for f in FEATURES if f in features), *(f for f in features if f not in FEATURES)]).items()}
+
+
 def plot_factor(
     table: pd.DataFrame,  # from `ablation.collect`
     factor: str,
-    feature: str | None = None,  # "sift", "cnn" or "cnn3d"; None: all features that the factor affects
+    feature: str | None = None,  # None: all features that the factor affects
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "Plot the top-1 of each value of the factor, one colour per feature."
-    rows = table[table["factor"] == factor]
+    rows, colours = table[table["factor"] == factor], _colours(table)
     values = list(dict.fromkeys(rows["value"]))
     ax = plt.subplots(figsize=(6, .6 + .32 * len(values)), layout="constrained")[1] if ax is None else ax
     features = rows["feature"].str.split(" ").str[0]
     for (name, split), d in rows[features == feature if feature else features.notna()].groupby([features, "split"], sort=False):
         y = np.array([values.index(v) for v in d["value"]]) + (.17 if split == "test" else -.17)
-        colour, is_test = FEATURES[name], split == "test"
+        colour, is_test = colours[name], split == "test"
         ax.hlines(y, d["lowest"], d["highest"], color=colour, lw=1.3 if is_test else 2, alpha=.5 if is_test else 1)
         ax.plot(d["mean"], y, "o", ms=4 if is_test else 5, mec=colour, color="white" if is_test else colour)
         for b in d[d["base"] & (not is_test)].itertuples(): ax.axvspan(b.mean - b.se, b.mean + b.se, color=colour, alpha=.12, lw=0, zorder=0)
@@ -45,8 +53,8 @@ def plot_ablation(
     table: pd.DataFrame,  # from `ablation.collect`
 ) -> Figure:
     "Plot one panel per factor and feature that it affects."
-    factors, features = list(dict.fromkeys(table["factor"])), list(dict.fromkeys(table["feature"].str.split(" ").str[0]))
-    features = [f for f in FEATURES if f in features]
+    factors, colours = list(dict.fromkeys(table["factor"])), _colours(table)
+    features = list(colours)
     heights = [table.loc[table["factor"] == f, "value"].nunique() for f in factors]
     size = 2.2 + 2.2 * len(features), 1.2 + .23 * (sum(heights) + len(factors))  # inches
     fig, axs = plt.subplots(len(factors), len(features), figsize=size, sharex="col", squeeze=False, layout="constrained", height_ratios=heights)
@@ -56,9 +64,9 @@ def plot_ablation(
     rows_of = {f: table[table["feature"].str.split(" ").str[0] == f] for f in features}
     width = max(high - low for low, high in map(_top1_range, rows_of.values()))
     for column, feature in zip(axs.T, features):
-        _scale_column(dict(zip(factors, column)), rows_of[feature], width)
+        _scale_column(dict(zip(factors, column)), rows_of[feature], width, colours[feature])
         fig.align_ylabels(column)
-    for ax, feature in zip(axs[0], features): ax.set_title(feature, color=FEATURES[feature], size=11, weight="bold")
+    for ax, feature in zip(axs[0], features): ax.set_title(feature, color=colours[feature], size=11, weight="bold")
     fig.supxlabel("top-1, mean over seeds; line: lowest to highest seed. Full: validation, hollow: test. Pale: the base ± one standard error", size=9)
     return fig
 
@@ -91,6 +99,7 @@ def _scale_column(
     column: dict[str, plt.Axes],  # factor -> panel, of one feature
     rows: pd.DataFrame,  # of the same feature
     width: float,  # of the scale in top-1, the same in every column
+    colour: str,
 ) -> None:
     "Fit the scale to trained networks; the top-1 of untrained networks to the left of it is written at the edge."
     end = min(1., (sum(_top1_range(rows)) + width) / 2)
@@ -99,4 +108,4 @@ def _scale_column(
     for (factor, value), d in rows[rows["highest"] < low].groupby(["factor", "value"], sort=False):
         ax, text = column[factor], ", ".join(f"{r['split']} {r['mean']:.2f}" for r in d.to_dict("records"))
         y = rows.loc[rows["factor"] == factor, "value"].drop_duplicates().tolist().index(value)
-        ax.annotate(f"◂ {text}", (.02, y), xycoords=("axes fraction", "data"), va="center", size=9, color=FEATURES[d["feature"].iloc[0].split(" ")[0]])
+        ax.annotate(f"◂ {text}", (.02, y), xycoords=("axes fraction", "data"), va="center", size=9, color=colour)

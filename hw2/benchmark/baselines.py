@@ -116,12 +116,14 @@ def three_passes(
     device: str = "cpu",
 ) -> Path:  # `out`
     "Extract and save all three features, one after another."
-    frames, clips = lambda duration: frame_times(duration, params["fps"]), lambda duration: clip_times(duration, params["n_clips"], params["clip_fps"])
+    sift, cnn, cnn3d = (params["features"][f] for f in ("sift", "cnn", "cnn3d"))
+    frames = lambda fps: lambda duration: frame_times(duration, fps)
+    clips = lambda duration: clip_times(duration, cnn3d["n_clips"], cnn3d["clip_fps"])
     for feature in ("sift", "cnn", "cnn3d"): (out/feature).mkdir(parents=True)
-    sift_pass(files, frames, params["keypoints"], out/"sift")
+    sift_pass(files, frames(sift["fps"]), sift["keypoints"], out/"sift")
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # PyTorch's defaults; hw2.features.networks sets allow_tf32=False
-        for feature, times in [("cnn", frames), ("cnn3d", clips)]:
-            network, transform = torchvision_network(params[f"{feature}_backbone"], params[f"{feature}_weights"])
+        for feature, entry, times in [("cnn", cnn, frames(cnn["fps"])), ("cnn3d", cnn3d, clips)]:
+            network, transform = torchvision_network(entry["backbone"], entry["weights"])
             network_pass(files, times, network.to(device), transform, out/feature)
     return out
 

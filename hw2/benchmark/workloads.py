@@ -37,7 +37,7 @@ from ..extraction.extract import extract
 from ..extraction.store import Units
 from ..extraction.workers import START, WorkerPool, short_sockets
 from ..features.base import Extractor
-from ..features.catalogue import extractor_of
+from ..features.catalogue import extractors_of
 from ..features.engine import inference_threads
 from ..features.sift import SIFT, nearest_word
 from ..run.record import Stage
@@ -53,7 +53,7 @@ def build_engines(
     built, reasons = {}, {}
     for engine in engines:
         try:
-            extractor = extractor_of(feature, check_params(dict(params) | {"engine": engine}))
+            extractor = extractors_of(check_params(dict(params) | {"engine": engine}))[feature]
             embed_batches(extractor, np.zeros((1, *extractor.unit_shape), extractor.unit_dtype))
         except (ImportError, ValueError, RuntimeError) as e: reasons[engine] = str(e)
         else: built[engine] = extractor
@@ -149,7 +149,7 @@ def extract_with(
     params: dict,
 ) -> dict[str, list[Units]]:  # by feature
     "All files extracted as one chunk; nothing is stored."
-    extractors, dataset = {f: extractor_of(f, params) for f in params["features"]}, unlabelled_set(files)
+    extractors, dataset = extractors_of(params), unlabelled_set(files)
     with pool(params) as workers: *_, (_, chunk) = local_chunks([(dataset.manifest, list(extractors))], dataset.root, extractors, workers)
     return chunk
 

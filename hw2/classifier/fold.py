@@ -40,7 +40,7 @@ def fit_poolers(
     units: list[np.ndarray],  # the training videos'
 ) -> list:  # one for each seed, or a single one for all
     "The feature's pooler, fitted; a single one where nothing is learned. Early fusion takes the first seed's vocabulary."
-    poolers = [pooler_of(feature, params, seed).fit(units) for seed in params["seeds"][:1 if feature == "early" else None]]
+    poolers = [pooler_of(feature, params, seed).fit(units) for seed in params["classifier"]["seeds"][:1 if feature == "early" else None]]
     return poolers if poolers[0].state() else poolers[:1]
 
 
@@ -100,14 +100,14 @@ def fit_fold(
     poolers = fit_poolers(feature, params, [units[i] for i in train])
     X, y = np.stack([p.transform(units) for p in poolers]), manifest["label"].fillna(-1).to_numpy(np.int64)  # (s or 1, n, dim), (n,)
     for vectors in X: check_finite(feature, vectors, manifest)
-    learn, stop = (train, held) if fold is None or params["patience"] is None else early_stopping_split(train, manifest, params["split_seed"])
+    learn, stop = (train, held) if fold is None or params["classifier"]["patience"] is None else early_stopping_split(train, manifest, params["split_seed"])
     start = time.perf_counter()
     mlps = fit_together(mlps_of(params), X[:, learn], y[learn], X[:, stop], y[stop], range(len(classes)))
     seconds = time.perf_counter() - start
     baseline = logistic_regression(X[0, train], y[train], X[0])
     return [FittedFold("all" if fold is None else str(fold), held, mlp.history_.assign(seed=seed, fold=fold), learned_state(pooler, mlp), vectors,
-                       mlp.predict_proba(vectors), baseline if seed == params["seeds"][0] else None, seconds)
-            for seed, mlp, pooler, vectors in zip(params["seeds"], mlps, cycle(poolers), cycle(X))]
+                       mlp.predict_proba(vectors), baseline if seed == params["classifier"]["seeds"][0] else None, seconds)
+            for seed, mlp, pooler, vectors in zip(params["classifier"]["seeds"], mlps, cycle(poolers), cycle(X))]
 
 # %% ../../nbs/5_classifier/54_fold.ipynb #572847f6
 def combine_folds(

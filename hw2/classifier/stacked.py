@@ -191,5 +191,5 @@ def mlps_of(
     params: dict,  # all parameters of a run
 ) -> list[MLP]:  # one for each of its seeds, not yet fitted
     "The classifiers that a run's parameters ask for."
-    settings = {k: params[k] for k in ("hidden", "dropout", "lr", "t_0", "batch_size", "max_epochs", "patience")}
-    return [MLP(**settings, random_state=s, device=pick_device(params["device"])) for s in params["seeds"]]
+    settings = {k: v for k, v in params["classifier"].items() if k != "seeds"}
+    return [MLP(**settings, random_state=s, device=pick_device(params["device"])) for s in params["classifier"]["seeds"]]

@@ -50,8 +50,8 @@ def train_feature(
     check_finite(feature, arrays, manifest)
     splits = cv_splits(manifest, classes)
     fitted = [fit_fold(feature, arrays, manifest, classes, split, params) for split in progress(splits, f"training {feature}", unit="split")]
-    by_seed = dict(zip(params["seeds"], zip(*fitted)))  # the folds of each
-    first = by_seed[params["seeds"][0]]
+    by_seed = dict(zip(params["classifier"]["seeds"], zip(*fitted)))  # the folds of each
+    first = by_seed[params["classifier"]["seeds"][0]]
     p, X, baseline = combine_folds(first)
     every = pd.concat([predictions_table(manifest, combine_folds(folds)[0]).assign(seed=s) for s, folds in by_seed.items()], ignore_index=True)
     history = pd.concat([f.history for folds in by_seed.values() for f in folds], ignore_index=True)

@@ -38,11 +38,11 @@ def thumbnail(
 # %% ../../nbs/1_data/17_thumbnails.ipynb #695b25f8
 class Thumbnails:
     "The extractor of thumbnails: a unit is one thumbnail, flattened."
-    name, version, device, unit_batch = "thumbnails", 2, "cpu", 64
+    kind, version, device, unit_batch = "thumbnails", 2, "cpu", 64
     unit_shape, unit_dtype = (1, SIDE * SIDE), np.dtype("uint8")
 
     def key(self) -> dict:
-        return dict(feature=self.name, version=self.version, rate=MAX_RATE, most=MAX_THUMBNAILS, side=SIDE, opencv=cv2.__version__, av=av.__version__)
+        return dict(kind=self.kind, version=self.version, rate=MAX_RATE, most=MAX_THUMBNAILS, side=SIDE, opencv=cv2.__version__, av=av.__version__)
 
     def times(self, video: Video) -> np.ndarray: return thumbnail_times(video)
     def ready(self) -> None: "Does nothing: there is no model to load."

@@ -148,9 +148,10 @@ def cluster_chunks(
     params: dict,
 ) -> Iterator[tuple[pd.DataFrame, dict[str, list[Units]]] | None]:  # as in `local_chunks`, chunks in the order in which they finish
     "Extract chunks on the cluster that `scheduler` names."
-    files = {k: str(Path(v).resolve()) for k, v in params.items() if k.endswith("_weights") and Path(v).is_file()}
+    files = {f: entry | {"weights": str(Path(entry["weights"]).resolve())} for f,
+             entry in params["features"].items() if Path(entry.get("weights", "")).is_file()}
     keys = {f: e.key() for f, (e, _) in stores.items()}
-    jobs = [(videos, features, str(root.resolve()), params | files, keys, *again) for videos, features, *again in todo]
+    jobs = [(videos, features, str(root.resolve()), params | {"features": params["features"] | files}, keys, *again) for videos, features, *again in todo]
     for i, done in on_cluster(params["scheduler"], extract_on_worker, jobs):
         yield from [None] * len(jobs[i][0])
         yield jobs[i][0], done

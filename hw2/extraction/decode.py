@@ -21,7 +21,7 @@ from ..data.probe import probe
 from ..data.video import decode, frames_at
 from .workers import START, WorkerPool, start_pool
 from ..features.base import Extractor
-from ..features.catalogue import extractor_of
+from ..features.catalogue import extractors_of
 
 # %% ../../nbs/3_extraction/32_decode.ipynb #8110208a
 @dataclass
@@ -80,7 +80,7 @@ def become_worker(
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     _retain_freed_memory()
-    if _worker["params"] != params: _worker.update(params=params, extractors={f: extractor_of(f, params) for f in params["features"]})
+    if _worker["params"] != params: _worker.update(params=params, extractors=extractors_of(params))
     return _worker["extractors"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.preprocessing import StandardScaler
 
+from ..core.params import fused
 from .store import Units
 from ..features.base import Pooler
 from ..features.catalogue import feature_pooler
@@ -48,13 +49,13 @@ class EarlyFusion:
 
 # %% ../../nbs/3_extraction/34_fusion.ipynb #e28cc389
 def pooler_of(
-    feature: str,  # "sift", "cnn", "cnn3d", or "early": all of the run's
+    feature: str,  # or "early": all that are fused
     params: dict,  # all parameters
     seed: int = 0,  # of the k-means
 ) -> Pooler:
     "What turns a feature's units, or all features' together, into one vector a video."
-    if feature == "early": return EarlyFusion({f: feature_pooler(f, params, seed) for f in params["features"]})
-    return feature_pooler(feature, params, seed)
+    if feature == "early": return EarlyFusion({f: feature_pooler(params["features"][f], seed) for f in fused(params)})
+    return feature_pooler(params["features"][feature], seed)
 
 # %% ../../nbs/3_extraction/34_fusion.ipynb #33cc4353
 def join_units(

@@ -26,10 +26,10 @@ CHUNK = 32  # videos in a chunk
 class Store:
     "One feature's chunks under one key."
     cache: Path  # the folder that holds all stores
-    key: dict  # what makes the numbers; `key["feature"]` names the feature
+    key: dict  # what makes the numbers; `key["kind"]` names the kind of feature
 
     @property
-    def folder(self) -> Path: return Path(self.cache)/f"{self.key['feature']}-{key_hash(self.key)}"
+    def folder(self) -> Path: return Path(self.cache)/f"{self.key['kind']}-{key_hash(self.key)}"
 
     def write(self, contents: Iterable[str], videos: list["Units"]) -> Path:  # the file
         "Write a chunk, and with the first one key.json."

@@ -21,7 +21,10 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.transforms._presets import ImageClassification, VideoClassification
 
+from ..core.cards import clip_frames
 from ..core.files import file_hash
+from ..data.probe import Video
+from .base import reorder
 from .engine import check_engine, engine_version, runner
 from .weights import is_local_file, load_weights, normalize, preprocessing, resize_and_crop, sidecar, torchvision_weights, weights_file
 
@@ -123,7 +126,7 @@ class BackboneSpec:
         self.name, self.weights, self.node, self.device, self.engine, self._precision = name, weights, node, device, engine, precision
         self.facts = sidecar(name, self.file) if name in MINI and self.file else {}
         self.transform = preprocessing(name, weights, preprocess, self.facts)
-        self.shape = (3, *[16] * self.clips, *self.prepare(np.zeros((32, 32, 3), np.uint8)).shape[1:])  # of one item
+        self.shape = (3, *[clip_frames(name)] * self.clips, *self.prepare(np.zeros((32, 32, 3), np.uint8)).shape[1:])  # of one item
         self.batch = batch or max(1, (BATCH_BYTES if device == "cpu" else 16 * BATCH_BYTES) // int(np.prod(self.shape)))
 
     @property
@@ -185,16 +188,27 @@ def embed(
 
 # %% ../../nbs/2_features/26_backbone.ipynb #5de98136
 class EmbeddingExtractor:
-    "The common part of both networks' extractors; a subclass adds `name`, `input_kind` (frames or clips), `times` and `units`."
+    "The common part of both networks' extractors; a subclass adds `kind` (frames or clips), `times` and `units`."
     version = 2
 
-    def __init__(self, backbone: Backbone):
-        kind = "clips" if backbone.clips else "frames"
-        if kind != self.input_kind: raise WeightsError(f"{backbone.name} is a network for {kind}; {self.name} needs one for {self.input_kind}")
+    def __init__(self,
+        backbone: Backbone,
+        order: str = "forward",  # of the frames, as in `reorder`
+    ):
+        takes = "clips" if backbone.clips else "frames"
+        if takes != self.kind: raise WeightsError(f"{backbone.name} is a network for {takes}, not {self.kind}")
+        self.order = order
         self.backbone, self.device, self.unit_batch = backbone, backbone.device, backbone.batch
         self.unit_shape, self.unit_dtype = (backbone.shape[1] if backbone.clips else 1, 3, *backbone.shape[-2:]), np.dtype("uint8")
 
-    def key(self) -> dict: return dict(feature=self.name, version=self.version) | self.backbone.key()
+    def key(self) -> dict:
+        "Everything that the units depend on."
+        order = {} if self.order == "forward" else {"order": self.order}
+        return dict(kind=self.kind, version=self.version) | order | self.backbone.key()
+
+    def ordered(self, times: np.ndarray, video: Video) -> np.ndarray:  # (n, frames a unit) seconds
+        "The moments in this extractor's order."
+        return reorder(times, self.order, file_hash(video.path) if self.order == "shuffled" else "")
 
     def ready(self) -> None:
         "Build the network and run it on one item; raises `WeightsError` before extraction if the input does not fit."
@@ -202,7 +216,7 @@ class EmbeddingExtractor:
         try:
             with torch.inference_mode(): self.backbone.embedder(torch.zeros(1, *shape, dtype=torch.uint8, device=self.backbone.device))
         except RuntimeError as e:
-            what = f"{self.backbone.name} does not accept {self.input_kind} of {' x '.join(map(str, shape))}"
+            what = f"{self.backbone.name} does not accept {self.kind} of {' x '.join(map(str, shape))}"
             raise WeightsError(f"{self.backbone.file or self.backbone.weights}: {what}: {str(e).splitlines()[0]}") from e
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray: return self.backbone.prepare(rgb)  # (h, w, 3) uint8 -> (3, H, W) uint8

@@ -50,7 +50,7 @@ def strongest_keypoints(
 # %% ../../nbs/2_features/21_sift.ipynb #c1fc185b
 class SIFT:
     "SIFT descriptors of every chosen frame; an `Extractor`, whose `units` has nothing left to compute."
-    name, version, device = "sift", 2, "cpu"
+    kind, version, device = "sift", 2, "cpu"
     unit_batch = 64  # frames handed to `units` at a time
 
     def __init__(self,
@@ -64,7 +64,7 @@ class SIFT:
     def key(self) -> dict:
         "What changes the numbers."
         size = {} if self.size is None else {"size": self.size}  # frames as stored: the key of stores made before there was a size
-        return dict(feature=self.name, version=self.version, keypoints=self.keypoints, fps=self.fps, opencv=cv2.__version__, av=av.__version__) | size
+        return dict(kind=self.kind, version=self.version, keypoints=self.keypoints, fps=self.fps, opencv=cv2.__version__, av=av.__version__) | size
 
     def times(self, video: Video) -> np.ndarray: return frame_times(video.duration, self.fps)  # (n, 1) seconds
 

@@ -79,9 +79,10 @@ def write_html(
     path: str | Path,  # the .html to write
     title: str = "Report",
 ) -> Path:  # the page
-    "Write the notebook's prose and outputs as one page that needs no network and runs no script."
+    "Write the notebook's prose and outputs as one page that needs no network and runs no script; `#2.-Dataset` links to a heading."
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
                             require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="", html_manager_semver_range="", widget_renderer_url="")
     body, _ = exporter.from_notebook_node(shown_sections(nbformat.read(notebook, 4)))
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.S | re.I)
+    body = re.sub(r"<(h[23])>(.*?)</h[23]>", lambda m: f'<{m[1]} id="{re.sub("<[^>]*>", "", m[2]).replace(" ", "-")}">{m[2]}</{m[1]}>', body)
     return write_text(path, PAGE.format(title=html.escape(title), body=body, left=LEFT))

@@ -86,14 +86,14 @@ def pretrained_on_classes(
     run: Run,
 ) -> list[str]:  # Markdown, a paragraph for each network
     "Which of the set's classes the pretrained networks' own data set has, by name."
-    params, names, says = run.params, run.classes, []
-    for f in [f for f in run.features if params.get(f"{f}_weights") not in (None, "random", "bundled")]:
+    entries, names, says = run.params["features"], run.classes, []
+    for f in [f for f in run.features if entries[f].get("weights") not in (None, "random", "bundled")]:
         from hw2.classifier.zero_shot import categories, match_names  # here, for torchvision takes seconds to import
-        known = categories(params[f"{f}_backbone"], params[f"{f}_weights"])
+        known = categories(entries[f]["backbone"], entries[f]["weights"])
         both = [names[i] for i in match_names(names, known)]
         named = ", ".join(map(one_line, both[:15])) + " and more" * (len(both) > 15)
         if both: says.append(f"**{f} was pretrained on these classes.** {len(both)} of the {len(names)} classes are, by name, among the {len(known):,} that "
-                             f"the weights {one_line(params[f'{f}_weights'])} were trained for: {named}. It may even have seen some of these videos. That its "
+                             f"the weights {one_line(entries[f]['weights'])} were trained for: {named}. It may even have seen some of these videos. That its "
                              "embedding is better, rather than better acquainted, would take classes that it has not met.")
         elif not known: says.append(f"**Nobody says what {f}'s weights were trained on.** If that had these classes, the comparison is not between equals.")
     return says
@@ -134,7 +134,7 @@ def looked_at(
     if params["folds"]:
         says.append("**Held out once.** No decision is made on the videos that a score is measured on: with folds the number of epochs is fixed, "
                     "or chosen inside the training part.")
-    elif params["patience"] is None or not all(r["n_val"] for r in metrics.values()):
+    elif params["classifier"]["patience"] is None or not all(r["n_val"] for r in metrics.values()):
         says.append("**No early stopping.** Every classifier was trained for the same number of epochs and its last weights were kept; "
                     "no decision was made on the validation videos.")
     else:
@@ -159,11 +159,11 @@ def caveats(
     if random := [run.display_name(f) for f in metrics if untrained(params, f)]:
         says.append(f"**Untrained networks.** The weights behind {' and '.join(random)} are random. Their figures show that the machinery runs; "
                     "they say nothing about what a trained network would reach.")
-    if bundled := [f for f in metrics if params.get(f"{f}_weights") == "bundled"]:
+    if bundled := [f for f in metrics if params["features"][f].get("weights") == "bundled"]:
         near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs: its world and theirs are as close as the "
                 "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos."
                 if params["data"] == "demo" else "")
-        if near and params.get("cnn3d_weights") == "bundled": near += " " + worth_of_nearness()
+        if near and any(run.kind(f) == "clips" for f in bundled): near += " " + worth_of_nearness()
         says.append(f"**Drawn pretraining.** The small networks behind {' and '.join(bundled)} have seen nothing but clips and frames "
                     f"that this package draws.{near}")
     says += pretrained_on_classes(run) + looked_at(run) + few_videos(run) + [copied(run), given_away(run)]

@@ -18,6 +18,7 @@ import pandas as pd
 from ..classifier.fold import early_stopping_split
 from ..classifier.stacked import fit_together, mlps_of
 from ..core.devices import pick_device
+from ..core.params import fused, read_params
 from ..core.progress import format_duration
 from ..data.dataset import Dataset
 from ..data.labels import DataError
@@ -26,8 +27,9 @@ from ..data.split import cv_splits
 from ..extraction.cluster import cluster_client, needs_dask
 from ..extraction.compute import local_chunks
 from ..extraction.decode import worker_pool
-from ..extraction.extract import duration_of, missing_chunks, stop_at, stores_of, unreadable
-from ..extraction.store import stored_outcomes
+from ..extraction.extract import duration_of, missing_chunks, read_feature, stop_at, stores_of, unreadable
+from ..extraction.store import Units, stored_outcomes
+from ..extraction.vectors import vector_units
 from ..extraction.workers import is_transient
 
 # %% ../../nbs/7_run/81_dry_run.ipynb #cc8295d7
@@ -40,12 +42,14 @@ class Plan:
     todo: list  # from `missing_chunks`
     lengths: pd.Series  # of each row's video, seconds; NaN where it is extracted already, or cannot be read
     errors: pd.Series  # why it cannot be opened, or nothing
+    vectors: dict[str, list[Units]]  # by feature: those that are read from a file
 
     def bad(self) -> pd.DataFrame:  # rows of the manifest, and `cause`
         "The videos that cannot be opened, and those that a feature could not read to their end before."
         m, known = self.dataset.manifest, {}
         for feature in self.stores: known |= self.unread(feature)
-        cause = pd.Series([error or known.get(content, "") for error, content in zip(self.errors, m["content"])], m.index, object)
+        without = [next((u.error for u in units if u.error), "") for units in zip(*self.vectors.values())] or [""] * len(m)
+        cause = pd.Series([error or known.get(content, "") or none for error, content, none in zip(self.errors, m["content"], without)], m.index, object)
         return m.assign(cause=cause)[cause != ""]
 
     def unread(self, feature: str) -> dict[str, str]:  # by content: why
@@ -60,15 +64,16 @@ def plan(params: dict) -> Plan:
     m = dataset.manifest
     cv_splits(m, dataset.classes)
     stores = stores_of(params)
-    todo, missing = missing_chunks(m, stores), unreadable(dataset, {})
+    vectors = {f: read_feature(f, params, m) for f, entry in params["features"].items() if entry["kind"] == "vectors"}
+    todo, missing = missing_chunks(m, stores), unreadable(dataset, {}) if stores else m[:0].assign(cause="")
     if params["on_error"] == "stop": stop_at(missing)
     rows = m.index[m["content"].isin({c for videos, _ in todo for c in videos["content"]})]
     seen = []
     if len(rows):
-        with worker_pool(params | {"features": ["sift"]}) as workers: seen = list(workers.prefetch((duration_of, str(dataset.root/p)) for p in m["path"][rows]))
+        with worker_pool(params | {"features": {}}) as workers: seen = list(workers.prefetch((duration_of, str(dataset.root/p)) for p in m["path"][rows]))
     causes = dict(zip(missing["id"], missing["cause"])) | dict(zip(m["id"][rows], (error for _, error in seen)))
     errors = pd.Series([causes.get(i, "") for i in m["id"]], m.index, object)
-    return Plan(dataset, params, stores, todo, pd.Series([seconds for seconds, _ in seen], rows, float).reindex(m.index), errors)
+    return Plan(dataset, params, stores, todo, pd.Series([seconds for seconds, _ in seen], rows, float).reindex(m.index), errors, vectors)
 
 
 # %% ../../nbs/7_run/81_dry_run.ipynb #c5b3d2fc
@@ -80,14 +85,15 @@ def refuse(found: Plan) -> None:
     if found.todo and params["scheduler"]: _ask_cluster(params["scheduler"])
     for extractor, _ in found.stores.values(): extractor.ready()
     usable = {f: _usable(found, f) for f in params["features"]}
-    if len(usable) > 1: usable["early"] = np.logical_and.reduce(list(usable.values()))
+    if together := fused(params): usable["early"] = np.logical_and.reduce([usable[f] for f in together])
     for f, mask in usable.items():
         rows = m[mask].reset_index(drop=True)
         for fold, train, _ in cv_splits(rows, found.dataset.classes):
-            learn = train if fold is None or params["patience"] is None else early_stopping_split(train, rows, params["split_seed"])[0]
+            learn = train if fold is None or params["classifier"]["patience"] is None else early_stopping_split(train, rows, params["split_seed"])[0]
             if len(learn) < 2: raise DataError(f"fold {fold}: {len(learn)} training videos beside those to stop on; 2 are needed, or patience: null")
-            if f == "sift" and (n := _descriptors(found, np.flatnonzero(mask)[train])) < params["words"]:
-                raise ValueError(f"{n} descriptors at most cannot make {params['words']} words: more training videos, more keypoints or fewer words are needed")
+            entry = params["features"].get(f, {"kind": "fusion"})
+            if entry["kind"] == "sift" and (n := _descriptors(found, f, np.flatnonzero(mask)[train])) < entry["words"]:
+                raise ValueError(f"{n} descriptors at most cannot make {entry['words']} words: more training videos, more keypoints or fewer words are needed")
 
 
 def _ask_cluster(scheduler: str) -> None:
@@ -99,14 +105,16 @@ def _ask_cluster(scheduler: str) -> None:
 
 def _usable(found: Plan, feature: str) -> np.ndarray:  # of each row
     "Which videos a feature can be had of: none that cannot be opened, nor those that could not be read to their end."
+    if feature in found.vectors: return np.array([not u.error for u in found.vectors[feature]])
     return ((found.errors == "") & ~found.dataset.manifest["content"].isin(found.unread(feature))).to_numpy()
 
 
-def _descriptors(found: Plan, rows: np.ndarray) -> int:
+def _descriptors(found: Plan, feature: str, rows: np.ndarray) -> int:
     "How many descriptors the videos have, counted where they are extracted; where they are not, as many as their lengths allow."
-    m, seen = found.dataset.manifest.iloc[rows], stored_outcomes(found.stores["sift"][1], found.dataset.manifest)
+    m, entry = found.dataset.manifest.iloc[rows], found.params["features"][feature]
+    seen = stored_outcomes(found.stores[feature][1], found.dataset.manifest)
     counted = {content: int(counts.sum()) for content, counts in zip(seen["content"], seen["counts"]) if counts is not None}
-    possible = lambda seconds: max(1, round(seconds * found.params["fps"])) * found.params["keypoints"]
+    possible = lambda seconds: max(1, round(seconds * entry["fps"])) * entry["keypoints"]
     return sum(counted[content] if content in counted else possible(found.lengths[i]) for i, content in m["content"].items())
 
 # %% ../../nbs/7_run/81_dry_run.ipynb #6a550e18
@@ -130,7 +138,8 @@ def extraction_seconds(
 
 def expected_epochs(params: dict) -> int:
     "How many epochs a classifier is reckoned to train; with patience three times as many."
-    return params["max_epochs"] if params["patience"] is None else min(params["max_epochs"], 3 * params["patience"])
+    most, patience = params["classifier"]["max_epochs"], params["classifier"]["patience"]
+    return most if patience is None else min(most, 3 * patience)
 
 
 def training_seconds(found: Plan) -> float:
@@ -142,18 +151,18 @@ def training_seconds(found: Plan) -> float:
     y, seconds = np.arange(len(X)) % classes, []
     for n in (1, 2, 4):  # the first one finds nothing ready
         start = time.perf_counter()
-        mlps = mlps_of(params | {"max_epochs": n, "patience": n})
+        mlps = mlps_of(read_params(params, {"classifier": {"max_epochs": n, "patience": n}}))
         fit_together(mlps, X[:len(train)], y[:len(train)], X[len(train):], y[len(train):], range(classes))
         seconds.append(time.perf_counter() - start)
-    return max(seconds[2] - seconds[1], 0) / 2 * expected_epochs(params) * len(todo) * (len(params["features"]) + (len(params["features"]) > 1))
+    return max(seconds[2] - seconds[1], 0) / 2 * expected_epochs(params) * len(todo) * (len(params["features"]) + bool(fused(params)))
 
 
 def notebook_seconds(found: Plan) -> float:
     "What starting the notebooks and drawing the report would take."
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import hw2.run.run, hw2.classifier.train, ipykernel"], check=True)
-    one, n = time.perf_counter() - start, len(found.params["features"])
-    return one * (0.85 * (2 + n + (n > 1)) + 0.6 + 0.4 * n + 0.15 * (n + (n > 1)))
+    one, n, early = time.perf_counter() - start, len(found.params["features"]), bool(fused(found.params))
+    return one * (0.85 * (2 + n + early) + 0.6 + 0.4 * n + 0.15 * (n + early))
 
 # %% ../../nbs/7_run/81_dry_run.ipynb #8c3a7ae9
 def check_run(
@@ -170,6 +179,7 @@ def check_run(
     yield from found.dataset.warnings
     if len(bad := found.bad()): yield f"{len(bad)} of them cannot be read and would be left out, the first one {bad['path'].iloc[0]}: {bad['cause'].iloc[0]}"
     for f in found.stores: yield f"{f}: {sum(len(v) for v, features in found.todo if f in features)} videos to extract"
+    for f in found.vectors: yield from (f"{f}: {note}" for note in vector_units(params["features"][f], found.dataset.manifest, found.dataset.root)[1])
     refuse(found)
     extraction, alone = extraction_seconds(found, sample), ", on this machine alone" if params["scheduler"] else ""
     timed = min(sample, found.lengths.notna().sum())

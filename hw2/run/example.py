@@ -7,6 +7,7 @@ __all__ = ['DIMS', 'invented_run']
 
 # %% ../../nbs/7_run/72_example.ipynb #7a4718e2
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 
 from ..classifier.train import Result
 from ..core.files import write_csv
-from ..core.params import check_params
+from ..core.params import check_params, fused, untrained
 from ..data.dataset import COLUMNS, write_classes, write_manifest
 from ..data.split import split_manifest
 from ..evaluation.predictions import feature_metrics, predictions_table, top1_by_split
@@ -32,13 +33,14 @@ def invented_run(
     test: bool = True,  # whether the test labels are known
     **given,  # parameters, `features` among them
 ) -> Path:  # the run's folder
-    "27 videos a class, the first one unreadable; sift, cnn and cnn3d predict ever better."
-    run, rng, k = open_run(name, check_params(given), folder), np.random.default_rng(0), len(names)
+    "27 videos a class, the first one unreadable; each of up to three features predicts better than the one before it."
+    params, rng, k = check_params(given), np.random.default_rng(0), len(names)
+    run, seeds = open_run(name, params, folder), params["classifier"]["seeds"]
     rows = pd.DataFrame({"split": ["train"] * 12 + ["val"] * 10 + ["test"] * 5} | dict.fromkeys(COLUMNS[:4], ""))
     rows = pd.concat([rows.assign(label=y) for y in range(k)], ignore_index=True).assign(group="", fold=pd.NA)
     rows = rows.assign(id=[f"v{i:04d}=" for i in rows.index], path=[f"{i}.mp4" for i in rows.index])
     known = rows["label"].astype("Int64").where(test | (rows["split"] != "test"))
-    manifest = split_manifest(rows.assign(label=known), folds=given.get("folds"))
+    manifest = split_manifest(rows.assign(label=known), folds=params["folds"])
     write_manifest(run/"manifest.csv", manifest)
     write_classes(run/"classes.csv", names)
     write_csv(run/"skipped.csv", manifest.loc[:0, ["id", "path"]].assign(cause="no <frame> in it"))
@@ -46,13 +48,13 @@ def invented_run(
     y, m = rows["label"][1:].to_numpy(), manifest[1:].reset_index(drop=True)
     curves = dict(train_loss=[2., 1., .5], train_top1=[.3, .6, .9], val_loss=[2., 1.5, 1.4], val_top1=[.2, .5, .4])
     history = pd.DataFrame({"seed": 0, "fold": None, "epoch": range(3), "lr": .01} | curves)
-    for f, share in zip(given["features"], [.25, .6, .9]):
+    for f, share in zip(params["features"], cycle([.25, .6, .9])):
         p = np.eye(k, dtype=np.float32)[np.where(rng.random(len(y)) < share, y, rng.integers(k, size=len(y)))]
-        facts = dict(epochs=3, dim=DIMS[f], untrained=given.get(f"{f}_weights") == "random", logistic_regression=top1_by_split(m, rng.integers(k, size=len(y))),
-                     seeds=[{"seed": s} | top1_by_split(m, np.where(rng.random(len(y)) < share, y, 0)) for s in given.get("seeds", [0])])
+        facts = dict(epochs=3, dim=DIMS.get(f, 64), untrained=untrained(params, f), logistic_regression=top1_by_split(m, rng.integers(k, size=len(y))),
+                     seeds=[{"seed": s} | top1_by_split(m, np.where(rng.random(len(y)) < share, y, 0)) for s in seeds])
         table = predictions_table(m, p)
-        every = pd.concat([table.assign(seed=s) for s in given.get("seeds", [0])], ignore_index=True)
-        save_result(run, f, Result(table, every, history, {}, feature_metrics(m, p, names) | facts, m, np.zeros((len(m), DIMS[f]), np.float32), 2.25))
+        every = pd.concat([table.assign(seed=s) for s in seeds], ignore_index=True)
+        save_result(run, f, Result(table, every, history, {}, feature_metrics(m, p, names) | facts, m, np.zeros((len(m), DIMS.get(f, 64)), np.float32), 2.25))
         add_record(run, stages={f"train_{f}": dict(seconds=3.4, peak_memory_gb=.8, fit_seconds=2.25)})
-    if len(given["features"]) > 1: save_late(run, names)
+    if fused(params): save_late(run, names)
     return run

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ..classifier.train import Result
 from ..core.files import atomic_write, write_csv, write_json
-from ..core.params import FUSIONS, untrained
+from ..core.params import FUSIONS, fused, untrained
 from ..evaluation.predictions import feature_metrics, seed_top1s
 from ..extraction.fusion import average_probabilities
 from .record import run_params
@@ -76,10 +76,10 @@ def save_late(
     run: Path,
     classes: list[str],
 ) -> pd.DataFrame:  # its predictions, by the first seed
-    "Average the probabilities of all features of the run, and write `late/` and its entry in metrics.json."
+    "Average the probabilities of the features that are fused, and write `late/` and its entry in metrics.json."
     params = run_params(run)
-    every = average_probabilities([pd.read_parquet(run/f/"seeds.parquet") for f in params["features"]])
-    first = every[every["seed"] == params["seeds"][0]].drop(columns="seed").reset_index(drop=True)
+    every = average_probabilities([pd.read_parquet(run/f/"seeds.parquet") for f in fused(params)])
+    first = every[every["seed"] == params["classifier"]["seeds"][0]].drop(columns="seed").reset_index(drop=True)
     p = first[[f"p_{k}" for k in range(len(classes))]].to_numpy()
     _keep_predictions(run/"late", first, every)
     _keep_metrics(run, "late", feature_metrics(first, p, classes) | {"untrained": untrained(params, "late"), "seeds": seed_top1s(every)})

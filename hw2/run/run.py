@@ -22,8 +22,8 @@ from ..core.params import FUSIONS, display_name, untrained, videos_root
 from ..data.dataset import read_classes, read_manifest
 from ..demo.videos import REVERSALS
 from ..evaluation.metrics import confusion_matrix
-from ..extraction.store import Store, read_units
-from ..features.sift import SIFT, BagOfWords
+from ..extraction.extract import read_feature
+from ..extraction.fusion import pooler_of
 from ..report import scores
 from ..report.gallery import plot_classes, plot_confused, plot_frames_keypoints, plot_words
 from ..report.maps import LEAST, embed_in_plane, plot_map, plot_recalls, plot_seeds, recalls_by_feature
@@ -72,6 +72,8 @@ class RunFiles:
         if not (self.folder/"metrics.json").is_file(): raise RunError(f"{self.folder}: no feature has been trained yet")
         known = json.loads((self.folder/"metrics.json").read_text(encoding="utf-8"))
         return {f: known[f] for f in [*self.params["features"], *FUSIONS] if f in known}
+
+    def kind(self, feature: str) -> str: return self.params["features"].get(feature, {}).get("kind", "fusion")
 
     @property
     def features(self) -> list[str]:
@@ -199,25 +201,28 @@ class RunComparison(RunTables):
 # %% ../../nbs/7_run/73_run.ipynb #432fe42b
 class RunVectors(RunComparison):
     "A run's vectors, made comparable, and SIFT's visual words."
-    def vocabulary(self) -> tuple[str, np.ndarray]:  # the fold, "all" where there are none; (words, 128) float32
-        "SIFT's visual words, with folds those of the first fold."
-        with safe_open(self.folder/"sift/model.safetensors", "np") as f:
+    def vocabulary(self, feature: str = "sift") -> tuple[str, np.ndarray]:  # the fold, "all" where there are none; (words, 128) float32
+        "A SIFT feature's visual words, with folds those of the first fold."
+        with safe_open(self.folder/feature/"model.safetensors", "np") as f:
             fold = sorted({k.split(".")[0] for k in f.keys()}, key=lambda name: (len(name), name))[0]
             return fold, f.get_tensor(f"{fold}.pool.vocabulary")
 
+    def words_by_fold(self, feature: str) -> bool:
+        "Whether the columns of its vectors are other words in every fold."
+        return self.kind(feature) == "sift" and self.params["folds"] is not None
+
     def comparable(self, feature: str) -> tuple[np.ndarray, np.ndarray]:  # X (n, d), y (n,)
         "Vectors of the labelled videos; with folds SIFT's are counted anew in the first fold's words, and there are none where the cache is gone."
-        X, y = self._in_first_words() if feature == "sift" and self.params["folds"] else self.vectors(feature)[:2]
+        X, y = self._in_first_words(feature) if self.words_by_fold(feature) else self.vectors(feature)[:2]
         return X[y >= 0], y[y >= 0]
 
-    def _in_first_words(self) -> tuple[np.ndarray, np.ndarray]:
+    def _in_first_words(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
         "Every readable video's bag of the first fold's words, and its label or -1."
-        p, m, words = self.params, self.manifest, self.vocabulary()[1]
-        bag = BagOfWords(p["words"], p["sift_pool"], p["sift_norm"]).load({"vocabulary": words})
-        try: found = read_units(Store(Path(p["cache"]), SIFT(p["keypoints"], p["fps"], p["sift_size"]).key()), m)
-        except FileNotFoundError: return np.zeros((0, len(words)), np.float32), np.zeros(0, np.int64)
+        bag = pooler_of(feature, self.params).load({"vocabulary": self.vocabulary(feature)[1]})
+        try: found = read_feature(feature, self.params, self.manifest)
+        except FileNotFoundError: return np.zeros((0, bag.words), np.float32), np.zeros(0, np.int64)
         there = [u.units is not None for u in found]
-        return bag.transform([u.units for u in found if u.units is not None]), m["label"].fillna(-1).to_numpy(np.int64)[there]
+        return bag.transform([u.units for u in found if u.units is not None]), self.manifest["label"].fillna(-1).to_numpy(np.int64)[there]
 
 # %% ../../nbs/7_run/73_run.ipynb #be68c798
 class RunPlots(RunVectors):
@@ -235,14 +240,14 @@ class RunPlots(RunVectors):
     def plot_mlp(self) -> Axes:
         "The classifier and its sizes."
         dims = {self.display_name(f): self.metrics[f]["dim"] for f in self.features}
-        return plot_mlp(dims, self.params["hidden"], len(self.classes), self.params["dropout"])
+        return plot_mlp(dims, self.params["classifier"]["hidden"], len(self.classes), self.params["classifier"]["dropout"])
 
     def plot_map(self, feature: str) -> Axes | None:
         "t-SNE of the labelled videos' vectors."
         X, y = self.comparable(feature)
         if len(X) < LEAST or not np.ptp(X, axis=0).any(): return None
         rows, xy = embed_in_plane(X)
-        fold = f" in the words of fold {self.vocabulary()[0]}" if feature == "sift" and self.params["folds"] else ""
+        fold = f" in the words of fold {self.vocabulary(feature)[0]}" if self.words_by_fold(feature) else ""
         sample = f", a sample of {len(X):,}" if len(rows) < len(X) else ""
         return plot_map(xy, y[rows], self.classes, f"{self.display_name(feature)}: {len(rows):,} videos{fold}{sample}")
 
@@ -266,17 +271,17 @@ class Run(RunPlots):
         "The middle frames of some training videos of each class."
         return plot_classes(self.fitted_on, self.classes)
 
-    def plot_keypoints(self) -> Figure | None:
+    def plot_keypoints(self, feature: str = "sift") -> Figure | None:
         "The keypoints that SIFT keeps on the middle frames of six training videos."
-        if "sift" not in self.params["features"]: return None
-        return plot_frames_keypoints(self.fitted_on, self.classes, self.params["keypoints"], self.params["sift_size"])
+        if self.kind(feature) != "sift": return None
+        return plot_frames_keypoints(self.fitted_on, self.classes, *(self.params["features"][feature][k] for k in ("keypoints", "size")))
 
-    def plot_words(self) -> Figure | None:
+    def plot_words(self, feature: str = "sift") -> Figure | None:
         "For eight words that distinguish the classes, the patches of some training videos that lie nearest to each."
-        if "sift" not in self.params["features"]: return None
-        rows, (fold, words) = self.fitted_on, self.vocabulary()
+        if self.kind(feature) != "sift": return None
+        rows, (fold, words), entry = self.fitted_on, self.vocabulary(feature), self.params["features"][feature]
         if fold != "all": rows = rows[(rows["fold"] != int(fold)).fillna(True)]
-        return plot_words(rows, self.classes, words, *self.comparable("sift"), self.params["keypoints"], self.params["sift_size"],
+        return plot_words(rows, self.classes, words, *self.comparable(feature), entry["keypoints"], entry["size"],
                           None if fold == "all" else f"the words of fold {fold}")
 
     def plot_confused(self, feature: str, pairs: int = 4) -> Figure | None:

@@ -28,9 +28,9 @@ def all_predictions(
     run: Run,
 ) -> pd.DataFrame:  # index `id`; path, split, fold, label; per feature `pred_*`, `p_*` (its probability), `true_*` (that of the true class)
     "What every feature says of every video that was not trained on; what is not known is missing."
-    found = []
+    features, found = run.features, []
     rows = run.manifest.set_index("id")[["path", "split", "fold", "label"]]
-    for f in run.features:
+    for f in features:
         predictions = run.predictions(f).set_index("id")
         p, label = predictions.filter(regex=r"^p_\d+$").to_numpy(float), predictions["label"].fillna(-1).to_numpy(int)
         true = np.where(label < 0, np.nan, p[np.arange(len(p)), label])
@@ -61,13 +61,13 @@ def first_cell(
 # %% ../../nbs/7_run/77_videos.ipynb #facd8f87
 def neighbours(
     run: Run,
-    feature: str,  # "sift", "cnn", "cnn3d"
+    feature: str,
     ids: Sequence[str],  # videos
     k: int = 4,
 ) -> pd.DataFrame:  # of (an id), id, path, label, distance (0..2); up to k rows for each, the nearest first
     "The training videos nearest to each video in the feature's space; raises ValueError for SIFT with folds and for a video that has no vector."
     folds = run.params["folds"]
-    if folds is not None and feature == "sift": raise ValueError("with folds SIFT has other visual words in every fold, so there are no distances to tell")
+    if run.words_by_fold(feature): raise ValueError(f"with folds {feature} has other visual words in every fold, so there are no distances between them")
     X, _, rows = run.vectors(feature)
     lost = [i for i in ids if i not in set(rows["id"])]
     if lost: raise ValueError(f"{lost[0]}: {feature} could not read this video")

@@ -49,7 +49,7 @@ def run(tiny_run, tmp_path_factory) -> Path:
         (home/"set"/path).unlink()
     write_manifest(home/"runs/demo/manifest.csv", manifest)
     params = yaml.safe_load((home/"runs/demo/params.yaml").read_text(encoding="utf-8"))
-    (home/"runs/demo/params.yaml").write_text(yaml.safe_dump(params | {"data": str(home/"set"), "cache": str(home/"cache")}), encoding="utf-8")
+    (home/"runs/demo/params.yaml").write_text(yaml.safe_dump(params | {"data": str(home/"set"), "cache": str(home/"cache")}, sort_keys=False), encoding="utf-8")
     return home/"runs/demo"
 
 

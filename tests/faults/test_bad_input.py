@@ -21,7 +21,7 @@ from hw2.run.cli import app
 from hw2.run.record import RunError, open_run
 from hw2.run.run import Run
 
-MINI = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu", "cnn_backbone": "convnext_mini", "cnn_weights": "random"}
+MINI = {"features": {"sift": {"fps": 2, "words": 8}}, "workers": 1, "device": "cpu", "classifier": {"max_epochs": 2}}
 
 
 # Words, networks, weights
@@ -74,7 +74,7 @@ def test_weights_that_do_not_fit(misfits):
 
 
 def test_weights_that_do_not_fit_stop_the_extraction(misfits, tiny_demo, tmp_path):
-    changed = {"data": str(tiny_demo), "features": ["cnn"], "cnn_weights": str(misfits["fewer.safetensors"]), "cache": str(tmp_path/"cache")}
+    changed = {"data": str(tiny_demo), "features": {"cnn": {"weights": str(misfits["fewer.safetensors"])}}, "cache": str(tmp_path/"cache")}
     params = check_params(MINI | changed)
     dataset = load_dataset(params)
     with pytest.raises(WeightsError, match="fewer.safetensors does not fit ConvNeXt: .*tensors needed are missing.*features.0.1.bias"): extract(dataset, params)
@@ -88,10 +88,10 @@ def test_no_network_for_a_download(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for proxy in ("http_proxy", "https_proxy"): monkeypatch.setenv(proxy, "http://127.0.0.1:9")
-    params = check_params(MINI | {"features": ["cnn"], "cnn_backbone": "mobilenet_v2", "cnn_weights": "IMAGENET1K_V1"})
+    params = check_params(MINI | {"features": {"cnn": {"backbone": "mobilenet_v2", "weights": "IMAGENET1K_V1"}}})
     with pytest.raises(WeightsError) as error: stores_of(params)
     for part in ["mobilenet_v2-b0353104.pth is not here", "Fetch https://download.pytorch.org/models/mobilenet_v2-b0353104.pth", str(tmp_path/"checkpoints"),
-                 "-p cnn_backbone convnext_mini -p cnn_weights bundled", "-p cnn3d_backbone r2plus1d_mini -p cnn3d_weights bundled"]:
+                 "-p features '[sift, convnext_mini, r2plus1d_mini]'"]:
         assert part in str(error.value)
 
 
@@ -110,13 +110,29 @@ def test_a_device_that_is_not_there(device):
 
 
 @pytest.mark.parametrize("given, words", [
-    ({"fsp": 3}, "unknown parameter 'fsp'; did you mean 'fps'?"), ({"Quark": 3}, "unknown parameter 'Quark'; known: data, form"),
-    ({"fps": 0}, "fps: 0 is not a number above 0"), ({"fps": "fast"}, "fps: 'fast' is not"), ({"n_clips": 2.5}, "n_clips: 2.5 is not a whole number"),
-    ({"features": ["hog"]}, "features: ['hog'] is not"), ({"features": []}, "features: [] is not"), ({"features": ["sift", "sift"]}, "features:"),
-    ({"folds": 1}, "folds: 1 is not"), ({"form": "zip"}, "form: 'zip' is not one of course, folders, csv"), ({"dropout": 1}, "dropout: 1 is not"),
-    ({"words": True}, "words: True is not"), ({"on_error": "ignore"}, "on_error: 'ignore' is not one of skip, stop"), ({"seeds": 3}, "seeds: 3 is not a list"),
-    ({"cnn_pool": "median"}, "cnn_pool: 'median' is not one of mean, max"), ({"patience": 0}, "patience: 0 is not"), ({"fps": float("nan")}, "fps: nan is not"),
-    ({"lr": float("inf")}, "lr: inf is not"), ({1: 2}, "unknown parameter 1"), ({"seeds": [[0]]}, "seeds: [[0]] is not"), ({"form": []}, "form: [] is not"),
+    ({"fold": 3}, "unknown parameter 'fold'; did you mean 'folds'?"), ({"Quark": 3}, "unknown parameter 'Quark'; known: data, form"),
+    ({"features": {"sift": {"fps": 0}}}, "features.sift.fps: 0 is not a number above 0"),
+    ({"features": {"cnn": {"fps": "fast"}}}, "features.cnn.fps: 'fast' is not"),
+    ({"features": {"cnn3d": {"n_clips": 2.5}}}, "features.cnn3d.n_clips: 2.5 is not a whole number"),
+    ({"features": ["hog"]}, "features: 'hog' is neither an entry"),
+    ({"features": []}, "features: names no feature"), ({"features": {}}, "features: names no feature"),
+    ({"features": ["sift", "sift"]}, "features: 'sift' stands twice"),
+    ({"features": {"cnn": {"backbon": "resnet50"}}}, "unknown parameter 'features.cnn.backbon'; did you mean 'backbone'?"),
+    ({"features": {"a": {"like": "b"}, "b": {"like": "a"}}}, "features.a.like: goes in a circle: a, b, a"),
+    ({"features": {"a": {"like": "cmn"}}}, "did you mean 'cnn'?"),
+    ({"features": {"early": {"like": "cnn"}}}, "features: 'early' is reserved"),
+    ({"features": {"a/b": {"like": "cnn"}}}, "features: 'a/b' cannot name a feature"),
+    ({"features": {"..": {}}}, "cannot name a feature"), ({"features": {"a b": {"like": "cnn"}}}, "cannot name a feature"),
+    ({"features": {1: {}}}, "features: 1 cannot name a feature"),
+    ({"cnn_weights": "random"}, "cnn_weights: stands now under features.cnn.weights"), ({"seeds": [0]}, "seeds: stands now under classifier.seeds"),
+    ({"folds": 1}, "folds: 1 is not"), ({"form": "zip"}, "form: 'zip' is not one of course, folders, csv"),
+    ({"classifier": {"dropout": 1}}, "classifier.dropout: 1 is not"),
+    ({"features": {"sift": {"words": True}}}, "features.sift.words: True is not"), ({"on_error": "ignore"}, "on_error: 'ignore' is not one of skip, stop"),
+    ({"classifier": {"seeds": 3}}, "classifier.seeds: 3 is not a list"),
+    ({"features": {"cnn": {"pool": "median"}}}, "features.cnn.pool: 'median' is not one of mean, max"),
+    ({"classifier": {"patience": 0}}, "classifier.patience: 0 is not"), ({"features": {"sift": {"fps": float("nan")}}}, "features.sift.fps: nan is not"),
+    ({"classifier": {"lr": float("inf")}}, "classifier.lr: inf is not"), ({1: 2}, "unknown parameter '1'"),
+    ({"classifier": {"seeds": [[0]]}}, "classifier.seeds: [[0]] is not"), ({"form": []}, "form: [] is not"),
 ])
 def test_unknown_parameters_and_impossible_values(given, words):
     with pytest.raises(ParameterError) as error: check_params(given)
@@ -136,7 +152,8 @@ def test_a_missing_parameters_file(tmp_path):
 def test_a_run_with_other_parameters(tmp_path):
     open_run("r", check_params({}), tmp_path)
     open_run("r", check_params({}), tmp_path)
-    with pytest.raises(RunError, match="r was made with other parameters.*\n  words: 128 there, 64 now$"): open_run("r", check_params({"words": 64}), tmp_path)
+    with pytest.raises(RunError, match="r was made with other parameters.*\n  features.sift.words: 128 there, 64 now$"):
+        open_run("r", read_params(check_params({}), {"features": {"sift": {"words": 64}}}), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".", ".hidden", "cache"])
@@ -153,8 +170,8 @@ def test_predict_without_a_run(tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (["run", "--params", "none.yaml"], "none.yaml: no such parameters file"),
-    (["run", "--params", "DEMO", "-p", "fps", "[1,"], "fps: '[1,' is not YAML"),
-    (["run", "--params", "DEMO", "-p", "fsp", "3"], "did you mean 'fps'"),
+    (["run", "--params", "DEMO", "-p", "features.cnn.fps", "[1,"], "features.cnn.fps: '[1,' is not YAML"),
+    (["run", "--params", "DEMO", "-p", "features.cnn.fsp", "3"], "did you mean 'fps'"),
     (["run", "--params", "DEMO", "-p", "data", "nowhere", "--dry-run"], "nowhere/videos: no such folder"),
     (["predict", "clip.mp4", "--run", "none"], "runs/none: no run here"),
     (["init", "nowhere"], "nowhere: no such folder or file"),

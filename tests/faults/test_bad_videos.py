@@ -18,7 +18,7 @@ import pytest
 from hw2.benchmark.workloads import extract_in_new_process
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
-from hw2.core.params import check_params
+from hw2.core.params import check_params, read_params
 from hw2.data.dataset import Dataset, from_csv, from_folders, hash_contents
 from hw2.data.probe import VideoError, probe
 from hw2.data.source import load_dataset
@@ -29,8 +29,8 @@ from hw2.extraction import workers
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import Units, read_units
 
-MINI = {"fps": 2, "clip_fps": 8, "n_clips": 1, "cnn_backbone": "convnext_mini", "cnn_weights": "bundled", "cnn3d_backbone": "r2plus1d_mini",
-        "cnn3d_weights": "bundled", "device": "cpu", "workers": 2}
+MINI = {"device": "cpu", "workers": 2, "features": {"sift": {"fps": 2}, "cnn": {"fps": 2, "backbone": "convnext_mini", "weights": "bundled"},
+                                                    "cnn3d": {"clip_fps": 8, "n_clips": 1, "backbone": "r2plus1d_mini", "weights": "bundled"}}}
 REAL = ROOT.parent/"shared/data/clips"
 
 
@@ -157,7 +157,7 @@ CHANGED = {"turned.mp4": turned, "mirrored.mp4": mirrored, "longer.mkv": longer,
 def extracted(root: Path, table: list[tuple[str, str]], **other) -> tuple[Dataset, pd.DataFrame, dict[str, list[Units]]]:
     "Extract (path, label) pairs: the set, what was left out, and the store's units by feature."
     pd.DataFrame(table, columns=["path", "label"]).to_csv(root/"table.csv", index=False)
-    params = check_params(MINI | {"data": str(root/"table.csv"), "form": "csv", "cache": str(root/"cache")} | other)
+    params = read_params(MINI, {"data": str(root/"table.csv"), "form": "csv", "cache": str(root/"cache")} | other)
     dataset = from_csv(root/"table.csv")
     dataset.manifest = split_manifest(dataset.manifest)
     dataset.manifest = hash_contents(dataset, 2)
@@ -234,7 +234,7 @@ def test_names_that_are_no_text_are_strays(tmp_path):
 # In a set of the course's form
 
 
-SIFT_ONLY = {"features": ["sift"], "fps": 2, "words": 8, "max_epochs": 2, "workers": 1, "device": "cpu"}
+SIFT_ONLY = {"features": {"sift": {"fps": 2, "words": 8}}, "workers": 1, "device": "cpu", "classifier": {"max_epochs": 2}}
 OF_COURSE = {"absent": "no such file", "empty": "empty file (0 bytes)", "text": "Invalid data", "half": "Invalid data", "folder": "a folder, not a file"}
 
 
@@ -440,7 +440,7 @@ def test_mutated_files_are_read_or_listed(mutations, tmp_path):
     "No crash of the run, no omission, little memory; and a second time the same, from another cache."
     files = sorted(mutations.glob("[0-9]*.mp4"))
     table, asked = [(p.name, "xy"[i % 2]) for i, p in enumerate(files)], {"features": ["sift", "cnn3d"]}
-    assert extract_in_new_process(files, check_params(MINI | asked), tmp_path)["peak_memory_gb"] < 2
+    assert extract_in_new_process(files, read_params(MINI, asked), tmp_path)["peak_memory_gb"] < 2
     first = extracted(mutations, table, cache=str(next(tmp_path.glob("*/*/")).parent), **asked)  # read from the store
     again = extracted(mutations, table, **asked)
     assert len(first[0].manifest) == len(table) and 0 < len(first[1]) < len(table)

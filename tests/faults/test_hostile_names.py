@@ -18,7 +18,7 @@ def test_class_names_and_ids_are_text_everywhere(tiny_demo, tmp_path, command):
               "test_for_students": [("Id", "Category"), *((id, "") for id in ids[20:])]}
     for name, rows in tables.items():
         with open(home/f"set/labels/{name}.csv", "w", newline="") as f: csv.writer(f).writerows(rows)
-    (home/"set.yaml").write_text("data: set\nfeatures: [sift]\nfps: 2\nwords: 8\nmax_epochs: 2\nseeds: [0]\nworkers: 2\ncache: cache\n")
+    (home/"set.yaml").write_text("data: set\nfeatures: {sift: {fps: 2, words: 8}}\nclassifier: {max_epochs: 2}\nworkers: 2\ncache: cache\n")
     done = command("run", "--params", "set.yaml", "--name", "hostile", cwd=home)
     assert done.returncode == 0, done.stderr
     page = (home/"runs/hostile/report.html").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
+import jsonschema
 import nbformat
 import papermill
 import pytest
@@ -20,7 +21,7 @@ from traitlets.config import Config
 
 import hw2
 from hw2.core.files import ROOT
-from hw2.core.params import DEFAULTS, PARAMETERS, read_params
+from hw2.core.params import REPORT, Classifier, Params, params_schema, params_text, read_params
 
 LIBRARY = sorted(p for p in (ROOT/"nbs").glob("*/*.ipynb") if p.parent.name != "experiments")
 EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
@@ -224,7 +225,9 @@ def test_experiments_define_nothing(path):
 
 
 @pytest.mark.parametrize("name, own, shared", [
-    ("extract", {"name", "runs"}, DEFAULTS), ("train", {"name", "runs", "feature"}, {}), ("report", {"name", "runs"}, {})])
+    ("extract", {"name", "runs"}, {name: field.default for name, field in Params.model_fields.items()} |
+     {"features": list(REPORT), "classifier": {name: field.default for name, field in Classifier.model_fields.items()}}),
+     ("train", {"name", "runs", "feature"}, {}), ("report", {"name", "runs"}, {})])
 def test_parameters_cell(name, own, shared):
     "The first notebook holds the defaults; the others take what the run's folder says."
     path = ROOT/f"nbs/experiments/{name}.ipynb"
@@ -234,12 +237,18 @@ def test_parameters_cell(name, own, shared):
 
 
 def test_demo_yaml_shows_every_parameter():
-    assert list(yaml.safe_load((ROOT/"nbs/experiments/params/demo.yaml").read_text(encoding="utf-8"))) == list(PARAMETERS)
+    text = (ROOT/"nbs/experiments/params/demo.yaml").read_text(encoding="utf-8")
+    assert text[text.index("data: "):] == params_text(read_params(ROOT/"nbs/experiments/params/demo.yaml"))
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=stem)
 def test_parameter_files_are_valid(path):
-    assert set(read_params(path)) == set(PARAMETERS)
+    assert set(read_params(path)) == set(Params.model_fields)
+    first, (schema, wrong) = path.read_text(encoding="utf-8").splitlines()[0], (json.loads((path.parent/"params.schema.json").read_text()),
+                                                                                {"features": {"cnn": {"fsp": 3}}})
+    assert first == "# yaml-language-server: $schema=params.schema.json" and schema == params_schema()
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid(yaml.safe_load(path.read_text(encoding="utf-8"))) and not validator.is_valid(wrong)
 
 
 def test_published_notebook_is_committed_with_its_outputs():

@@ -80,7 +80,8 @@ def call(installed, elsewhere):
 @pytest.fixture(scope="module")
 def run(call, installed, elsewhere) -> Path:
     "`hw2 run` with the package's own parameters for folders, SIFT only."
-    changed = {"data": "set", "features": "[sift]", "fps": "2", "words": "8", "max_epochs": "2", "seeds": "[0]", "workers": "1", "cache": "cache"}
+    changed = {"data": "set", "features": "[sift]", "features.sift.fps": "2", "features.sift.words": "8", "classifier.max_epochs": "2", "workers": "1",
+               "cache": "cache"}
     done = call(installed/"bin/hw2", "run", "--params", "folders", "--name", "far", *(word for pair in changed.items() for word in ("-p", *pair)))
     assert done.returncode == 0, done.stderr
     return elsewhere/"runs/far"

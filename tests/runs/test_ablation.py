@@ -21,7 +21,7 @@ from hw2.run.cli import NotebookError, execute
 
 ABLATION = ROOT/"nbs/experiments/ablation.ipynb"
 COMMITTED = ROOT/"nbs/experiments/params/ablation.yaml"
-FACTORS = {"words": [8, 16], "hidden": [256]}
+FACTORS = {"words": {"features.sift.words": [8, 16]}, "hidden": {"classifier.hidden": [256]}}
 
 
 @dataclass
@@ -44,8 +44,9 @@ def written(folder: Path) -> dict[str, tuple[int, int]]:
 def swept(tiny_demo, tmp_path_factory) -> Swept:
     "SIFT alone and two factors, one of them with nothing but the base's value; the second time nothing is left to be done."
     home = tmp_path_factory.mktemp("ablation")
-    own = {"data": str(tiny_demo), "features": ["sift"], "words": 16, "max_epochs": 2, "seeds": [0, 1], "workers": 2, "cache": str(home/"cache")}
-    (home/"tiny.yaml").write_text(yaml.safe_dump({"base": [str(DEMO), own], "factors": FACTORS}, sort_keys=False))
+    own = {"data": str(tiny_demo), "features": {"sift": {"words": 16}}, "workers": 2, "cache": str(home/"cache"),
+           "classifier": {"max_epochs": 2, "seeds": [0, 1]}}
+    (home/"tiny.yaml").write_text(yaml.safe_dump({"base": [str(DEMO), {"features": ["sift"]}, own], "factors": FACTORS}, sort_keys=False))
     given = {"sweep": str(home/"tiny.yaml"), "runs": str(home/"runs"), "out": str(home/"out")}
     execute(ABLATION, home/"first.ipynb", given)
     first = {"runs": written(home/"runs"), "out": {p.name: p.read_bytes() for p in (home/"out").iterdir()}}
@@ -99,18 +100,21 @@ def test_only_what_a_value_makes_different_is_trained():
     changed = {s.run: s.changed for s in settings(ablation)}
     assert changed["base"] == [] and changed["words-64"] == ["sift"] and changed["fps-2"] == ["sift", "cnn"] and changed["clips-two_of_1_s"] == ["cnn3d"]
     assert changed["backbone-untrained"] == ["cnn", "cnn3d"] and changed["lr-0.001"] == ["sift", "cnn", "cnn3d"]
-    assert planned_runs(ablation)["base"] == read_params(DEMO, {"seeds": [0, 1, 2, 3, 4]})
+    assert planned_runs(ablation)["base"] == read_params(DEMO, {"classifier": {"seeds": [0, 1, 2, 3, 4]}})
     assert len(planned_runs(ablation)) == len(settings(ablation)) - len(ablation.factors) + 1
 
 
 @pytest.mark.parametrize("factors, says", [
-    ({"wrods": [64, 128]}, "unknown parameter 'wrods'; did you mean 'words'?"),
-    ({"words": [1, 128]}, "words: 1 is not a whole number from 2"),
-    ({"network": {"large": {"cnn_backbone": "resnet50", "cnn_weight": "bundled"}}}, "unknown parameter 'cnn_weight'; did you mean 'cnn_weights'?"),
-    ({"words": [64, 256]}, "words: the base's value is not among 64, 256"),
-    ({"words": 64}, "words: neither a list of values nor named mappings"),
+    ({"features.sift.wrods": [64, 128]}, "unknown parameter 'features.sift.wrods'; did you mean 'words'?"),
+    ({"features.sift.words": [1, 128]}, "features.sift.words: 1 is not a whole number from 2"),
+    ({"network": {"small": {"features.sift.words": 64, "features.sift.keypoint": 16}}},
+     "unknown parameter 'features.sift.keypoint'; did you mean 'keypoints'?"),
+    ({"features.sift.words": [64, 256]}, "features.sift.words: the base's value is not among 64, 256"),
+    ({"words": 64}, "words: neither parameters with lists of as many values nor named values"),
+    ({"words": {"features.sift.words": [64, 128], "features.sift.fps": [1]}}, "words: neither parameters with lists of as many values"),
+    ({"words": [64, 128]}, "words: an ablation cannot vary this"),
     ({"cache": ["here", "runs/cache"]}, "cache: an ablation cannot vary this"),
-    ({"cnn_pool": ["mean", "max"]}, "cnn_pool: affects none of the base's features, sift")])
+    ({"features.cnn.pool": ["mean", "max"]}, "features.cnn.pool: cnn is none of the base's features, sift")])
 def test_a_bad_file_is_refused_in_one_line(factors, says, tmp_path):
     file = tmp_path/"bad.yaml"
     file.write_text(yaml.safe_dump({"base": [str(DEMO), {"features": ["sift"]}], "factors": factors}))
@@ -119,7 +123,8 @@ def test_a_bad_file_is_refused_in_one_line(factors, says, tmp_path):
 
 
 def test_a_bad_file_stops_the_notebook_before_anything_is_run(tmp_path):
-    (tmp_path/"bad.yaml").write_text(yaml.safe_dump({"base": str(DEMO), "factors": {"wrods": [64, 128]}}))
+    (tmp_path/"bad.yaml").write_text(yaml.safe_dump({"base": str(DEMO), "factors": {"features.sift.wrods": [64, 128]}}))
     given = {"sweep": str(tmp_path/"bad.yaml"), "runs": str(tmp_path/"runs"), "out": str(tmp_path/"out")}
-    with pytest.raises(NotebookError, match="ParameterError: .*bad.yaml: unknown parameter 'wrods'"): execute(ABLATION, tmp_path/"bad.ipynb", given)
+    with pytest.raises(NotebookError, match="ParameterError: .*bad.yaml: unknown parameter 'features.sift.wrods'"): execute(ABLATION, tmp_path/"bad.ipynb",
+                                                                                                                            given)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.ipynb", "bad.yaml"]

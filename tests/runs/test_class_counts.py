@@ -24,8 +24,8 @@ def reported(request, tmp_path_factory, command):
             frames = np.stack([np.roll(texture, i + t, 1) for t in range(8)])
             rows.append((write_video(home/f"set/{label}_{i}.mp4", frames, fps=8).name, name, split))
     pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(home/"set/set.csv", index=False)
-    (home/"set.yaml").write_text("data: set/set.csv\nform: csv\nfeatures: [sift, cnn]\ncnn_backbone: convnext_mini\ncnn_weights: bundled\ndevice: cpu\n"
-                                 "fps: 2\nwords: 8\nmax_epochs: 3\nseeds: [0, 1]\ncache: cache\n")
+    (home/"set.yaml").write_text("data: set/set.csv\nform: csv\nfeatures: {sift: {fps: 2, words: 8}, cnn: {like: convnext_mini, fps: 2}}\ndevice: cpu\n"
+                                 "classifier: {max_epochs: 3, seeds: [0, 1]}\ncache: cache\n")
     done = command("run", "--params", "set.yaml", cwd=home)
     assert done.returncode == 0, done.stderr
     return NAMES[k], home/"runs/set"

@@ -39,9 +39,9 @@ def videos(tiny_demo, tmp_path_factory) -> Path:
 
 def params_for(videos: Path, cache: str, **other) -> dict:
     "The demo's networks, on the folder."
-    own = {"fps": 4, "clip_fps": 8, "n_clips": 1, "cnn_backbone": "convnext_mini", "cnn_weights": "bundled", "cnn3d_backbone": "r2plus1d_mini",
-           "cnn3d_weights": "bundled", "device": "cpu", "workers": 2}
-    return read_params({"data": str(videos), "form": "folders", "cache": str(videos.parent/cache)} | own | other)
+    networks = {"cnn": {"like": "convnext_mini", "fps": 4}, "cnn3d": {"like": "r2plus1d_mini", "clip_fps": 8, "n_clips": 1}}
+    own = {"device": "cpu", "workers": 2, "features": {"sift": {"fps": 4}} | networks}
+    return read_params({"data": str(videos), "form": "folders", "cache": str(videos.parent/cache)} | own, other)
 
 
 def extracted(params: dict) -> tuple[dict[str, list[Units]], list]:
@@ -160,4 +160,4 @@ def test_at_the_command_line(videos, monkeypatch, tmp_path):
     done = CliRunner().invoke(app, ["run", "--params", "set.yaml"])
     assert done.exit_code == 1 and "no Dask scheduler answers at tcp://127.0.0.1:9" in done.stderr
     done = CliRunner().invoke(app, ["run", "--params", "set.yaml", "-p", "scheduler", "slurm"])
-    assert done.exit_code == 1 and "scheduler: 'slurm' is not null or local:N or tcp://host:port" in done.stderr
+    assert done.exit_code == 1 and "scheduler: 'slurm' is not a text such as local:4 or tcp://host:8786 or null" in done.stderr

@@ -32,14 +32,14 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("data, changed, words", [
     ("lost.csv", {}, "no training video for class wave"),
-    ("well.csv", {"words": "4000"}, "cannot make 4000 words: more training videos, more keypoints or fewer words are needed"),
+    ("well.csv", {"features": "{sift: {words: 4000}}"}, "cannot make 4000 words: more training videos, more keypoints or fewer words are needed"),
     ("well.csv", {"device": "tpu"}, "device 'tpu' is not available here"),
     ("lost.csv", {"on_error": "stop"}, "set/wave/bad.mp4: Invalid data found when processing input"),
     ("well.csv", {"scheduler": "tcp://127.0.0.1:9", "cache": "empty"}, "no Dask scheduler answers at tcp://127.0.0.1:9"),
     ("well.csv", {"folds": "3"}, "folds: 3, but the smallest class has 2 videos: wave"),
 ])
 def test_it_stops_where_the_run_would_stop(data, changed, words, home, command):
-    given = {"data": data, "form": "csv", "features": "[sift]", "words": "8", "workers": "1", "max_epochs": "2", "cache": "cache"} | changed
+    given = {"data": data, "form": "csv", "features": "{sift: {words: 8}}", "workers": "1", "classifier": "{max_epochs: 2}", "cache": "cache"} | changed
     (home/"some.yaml").write_text("".join(f"{k}: {v}\n" for k, v in given.items()))
     name = f"{data}-{next(iter(changed), 'as-it-is')}"
     for how in (["--dry-run"], []):
@@ -48,15 +48,13 @@ def test_it_stops_where_the_run_would_stop(data, changed, words, home, command):
         assert not how or not (home/"runs"/name).exists()
 
 
-def test_a_run_older_than_stratify_keeps_its_split(home, monkeypatch):
+def test_folders_are_split_by_label_unless_the_run_says_otherwise(home, monkeypatch):
     monkeypatch.chdir(home)
-    params = check_params({"data": "set", "form": "folders", "features": ["sift"], "words": 8, "workers": 1, "cache": "cache", "split_seed": 3})
-    (home/"runs/old").mkdir(parents=True)
-    (home/"runs/old/params.yaml").write_text(yaml.safe_dump({k: v for k, v in params.items() if k != "stratify"}))
+    params = check_params({"data": "set", "form": "folders", "features": {"sift": {"words": 8}}, "workers": 1, "cache": "cache", "split_seed": 3})
     manifest = from_folders("set").manifest
     by_hand = {s: split_manifest(manifest, 3, stratify=s)["split"].tolist() for s in (False, True)}
     assert by_hand[False] != by_hand[True]
-    for name, stratified in [("old", False), ("new", True)]:
-        (home/"runs"/name).mkdir(exist_ok=True)
-        execute(EXPERIMENTS/"extract.ipynb", home/"runs"/name/"extract.ipynb", params | {"name": name, "runs": "runs"})
+    for name, given, stratified in [("plain", False, False), ("new", None, True)]:
+        (home/"runs"/name).mkdir(parents=True)
+        execute(EXPERIMENTS/"extract.ipynb", home/"runs"/name/"extract.ipynb", params | {"stratify": given, "name": name, "runs": "runs"})
         assert read_manifest(home/"runs"/name/"manifest.csv")["split"].tolist() == by_hand[stratified]

@@ -29,7 +29,7 @@ from traitlets.config import Config
 import hw2.run.cli
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
-from hw2.core.params import PARAMETERS, read_params
+from hw2.core.params import Params, read_params
 from hw2.data.source import load_dataset
 from hw2.demo.videos import CLASSES
 from hw2.extraction.extract import extract, stores_of
@@ -65,7 +65,8 @@ def test_manifest_and_classes(tiny_run):
 
 def test_parameters_are_kept(tiny_run):
     params = yaml.safe_load((tiny_run.folder/"params.yaml").read_text(encoding="utf-8"))
-    assert list(params) == list(PARAMETERS) and (params["data"], params["max_epochs"], params["fps"]) == ("tiny", 3, 4)
+    assert list(params) == list(Params.model_fields) and (params["data"], params["classifier"]["max_epochs"], params["features"]["sift"]["fps"]) == ("tiny", 3,
+                                                                                                                                                     4)
 
 
 @pytest.mark.parametrize("feature, dim", FEATURES.items())
@@ -226,16 +227,17 @@ def _read(terminal: int) -> bytes:
 
 def test_other_parameters_under_the_same_name_stop(tiny_run, monkeypatch):
     before = lasting(tiny_run.folder)
-    done = invoke(tiny_run.home, monkeypatch, *tiny_run.arguments, "-p", "cache", "cache", "-p", "fps", "5", "--name", "tiny")
+    done = invoke(tiny_run.home, monkeypatch, *tiny_run.arguments, "-p", "cache", "cache", "-p", "features.sift.fps", "5", "--name", "tiny")
     assert done.exit_code == 1
-    assert "runs/tiny" in done.stderr and "fps: 4 there, 5 now" in done.stderr and "words" not in done.stderr
+    assert "runs/tiny" in done.stderr and "features.sift.fps: 4 there, 5 now" in done.stderr and "words" not in done.stderr
     assert lasting(tiny_run.folder) == before
 
 
 def test_plain_papermill_refuses_an_unknown_parameter(tiny_home):
     "Which papermill itself only logs."
-    with pytest.raises(papermill.PapermillExecutionError, match="fsp.*did you mean 'fps'"):
-        papermill.execute_notebook(str(EXPERIMENTS/"extract.ipynb"), str(tiny_home/"unknown.ipynb"), {"fsp": 3, "name": "unknown"}, cwd=str(tiny_home),
+    with pytest.raises(papermill.PapermillExecutionError, match="features.cnn.fsp.*did you mean 'fps'"):
+        papermill.execute_notebook(str(EXPERIMENTS/"extract.ipynb"), str(tiny_home/"unknown.ipynb"), {"features": {"cnn": {"fsp": 3}}, "name": "unknown"},
+                                   cwd=str(tiny_home),
                                    progress_bar=False, kernel_name="python3", config=Config({"KernelManager": {"transport_encryption": "auto"}}))
     assert not (tiny_home/"runs/unknown").exists()
 
@@ -244,7 +246,7 @@ def test_dry_run_counts_and_leaves_nothing(tiny_run, monkeypatch):
     dry = [*tiny_run.arguments, "-p", "cache", "cache", "--name", "dry", "--dry-run"]
     done = invoke(tiny_run.home, monkeypatch, *dry)
     assert done.exit_code == 0 and "105 videos in 15 classes: 60 train, 30 val, 15 test" in done.stdout and "nothing to extract" in done.stdout
-    done = invoke(tiny_run.home, monkeypatch, *dry, "-p", "features", "[sift]", "-p", "fps", "9")
+    done = invoke(tiny_run.home, monkeypatch, *dry, "-p", "features", "[sift]", "-p", "features.sift.fps", "9")
     assert done.exit_code == 0 and "sift: 105 videos to extract" in done.stdout and "extraction: about" in done.stdout
     assert [p.name for p in (tiny_run.home/"runs").iterdir() if "dry" in p.name] == []
 
@@ -290,13 +292,13 @@ def later(tiny_run, folders, command):
     "What the tiny run had left, and futures of three more runs."
     home, arguments, own = tiny_run.home, tiny_run.arguments, ["-p", "cache", "cache"]
     params = yaml.safe_load((tiny_run.folder/"params.yaml").read_text(encoding="utf-8"))
-    held_out = ["-p", "data", "folders", "-p", "form", "folders", "-p", "group", "^([a-z]+)_", "-p", "folds", "group", "-p", "patience", "null",
-                "-p", "features", "[sift]", "-p", "words", "16"]
+    held_out = ["-p", "data", "folders", "-p", "form", "folders", "-p", "group", "^([a-z]+)_", "-p", "folds", "group", "-p", "classifier.patience", "null",
+                "-p", "features", "[sift]", "-p", "features.sift.words", "16"]
     before = {"files": lasting(tiny_run.folder), "parts": parts_of(home/"cache")}
     with ThreadPoolExecutor(2) as pool:
         yield before | {
             "again": pool.submit(command, *arguments, *own, "--name", "tiny", cwd=home),
-            "plain": pool.submit(papermill_alone, home, params | {"features": ["sift"]}),
+            "plain": pool.submit(papermill_alone, home, params | {"features": {"sift": params["features"]["sift"]}}),
             "folds": pool.submit(command, *arguments, *own, *held_out, "--name", "folds", cwd=home)}
 
 
@@ -334,7 +336,8 @@ def test_folders_with_one_group_held_out_at_a_time(folders, later):
 
 def test_a_table_gives_what_the_folders_give(folders, tiny_run, tmp_path):
     "The same videos, labels and groups, in this process: the same predictions."
-    own = {"features": ["sift"], "words": 16, "folds": "group", "patience": None, "data": str(folders/"table.csv"), "form": "csv", "cache": str(tmp_path)}
+    own = {"features": {"sift": {"words": 16}}, "folds": "group", "data": str(folders/"table.csv"), "form": "csv", "cache": str(tmp_path),
+           "classifier": {"patience": None}}
     params = read_params(tiny_run.folder/"params.yaml", own)
     dataset = load_dataset(params)
     assert extract(dataset, params).empty

@@ -88,8 +88,8 @@ def clips(frames, tmp_path_factory):
 
 def extracted(clips, cache: str, **own) -> dict:
     "By feature, the units of every video."
-    small = {"cnn_backbone": "convnext_mini", "cnn_weights": "bundled", "cnn3d_backbone": "r2plus1d_mini", "cnn3d_weights": "bundled", "device": "cpu",
-             "data": str(clips/"set"), "form": "folders", "fps": 4, "clip_fps": 8, "n_clips": 3, "workers": 1, "cache": str(clips/cache)}
+    features = {"sift": {"fps": 4}, "cnn": {"like": "convnext_mini", "fps": 4}, "cnn3d": {"like": "r2plus1d_mini", "clip_fps": 8, "n_clips": 3}}
+    small = {"device": "cpu", "data": str(clips/"set"), "form": "folders", "workers": 1, "cache": str(clips/cache), "features": features}
     params = read_params(small | own)
     dataset = load_dataset(params)
     assert extract(dataset, params).empty
@@ -119,7 +119,7 @@ def test_an_engine_has_its_own_store(clips, reference):
     stores = lambda: {p.name for p in (clips/"cache").iterdir()}
     before = stores()
     other = extracted(clips, "cache", engine="openvino")
-    assert sorted(name.split("-")[0] for name in stores() - before) == ["cnn", "cnn3d"]
+    assert sorted(name.split("-")[0] for name in stores() - before) == ["clips", "frames"]
     for f in ("cnn", "cnn3d"):
         for a, b in zip(other[f], reference[f]): np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 

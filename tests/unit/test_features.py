@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from hw2.core.params import check_params
+from hw2.core.params import check_params, read_params
 from hw2.data.probe import write_video
 from hw2.data.thumbnails import Thumbnails
 from hw2.demo.videos import FPS, draw_video
 from hw2.extraction.fusion import pooler_of
 from hw2.features.base import check_extractor, check_pooler
-from hw2.features.catalogue import extractor_of
+from hw2.features.catalogue import extractors_of
 
-PARAMS = check_params(dict(fps=4, clip_fps=8, n_clips=2, device="cpu", cnn_backbone="convnext_mini", cnn_weights="random", cnn3d_backbone="r2plus1d_mini",
-                           cnn3d_weights="random", words=8))
-FEATURES = [*PARAMS["features"], "thumbnails"]
+PARAMS = check_params({"device": "cpu", "features": {"sift": {"fps": 4, "words": 8}, "cnn": {"fps": 4, "backbone": "convnext_mini", "weights": "random"},
+                                                     "cnn3d": {"clip_fps": 8, "n_clips": 2, "backbone": "r2plus1d_mini", "weights": "random"}}})
+FEATURES = list(PARAMS["features"])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def films(tmp_path_factory):
 @pytest.fixture(scope="module")
 def units(films):
     "By feature: the units of each film; the extractors are checked on the way."
-    return {f: [check_extractor(extractor_of(f, PARAMS), film) for film in films] for f in FEATURES}
+    return {f: [check_extractor(e, film) for film in films] for f, e in extractors_of(PARAMS).items()}
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -43,7 +43,7 @@ def test_thumbnails_are_an_extractor_though_their_wing_may_not_import_the_protoc
 @pytest.mark.parametrize("pool", ["max", "mean"])
 @pytest.mark.parametrize("feature", [*PARAMS["features"], "early"])
 def test_every_pooler_keeps_the_protocol(feature, pool, norm, units):
-    params = PARAMS | {f"{f}_pool": pool for f in PARAMS["features"]} | {"sift_norm": norm}
+    params = read_params(PARAMS, {"features": {f: {"pool": pool} for f in PARAMS["features"]} | {"sift": {"norm": norm, "pool": pool}}})
     videos = [dict(zip(PARAMS["features"], video)) for video in zip(*(units[f] for f in PARAMS["features"]))] if feature == "early" else units[feature]
     X = check_pooler(lambda: pooler_of(feature, params), videos)
     assert X.shape == (3, {"sift": 8, "cnn": 256, "cnn3d": 128, "early": 392}[feature])

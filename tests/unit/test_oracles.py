@@ -17,7 +17,7 @@ from hw2.classifier.mlp import MLP, build_mlp, probabilities, synthetic
 from hw2.classifier.stacked import fit_together
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
-from hw2.core.params import check_params
+from hw2.core.params import check_params, read_params
 from hw2.data.dataset import read_manifest, write_manifest
 from hw2.data.probe import probe, write_video
 from hw2.data.split import split_manifest
@@ -340,7 +340,8 @@ def fingerprints(n: int = 120, groups: int = 6, seed: int = 0) -> tuple[list[Uni
 def test_held_out_videos_are_not_learned_from(patience):
     "Random labels are guessed; and what a fold's held-out videos hold, and how they are labelled, does not move its words or its weights by a bit."
     units, manifest = fingerprints()
-    params = check_params({"folds": "group", "features": ["sift"], "words": 32, "max_epochs": 20, "patience": patience, "device": "cpu", "hidden": 64})
+    params = check_params({"folds": "group", "features": {"sift": {"words": 32}}, "device": "cpu",
+                           "classifier": {"max_epochs": 20, "patience": patience, "hidden": 64}})
     manifest = split_manifest(manifest, params["split_seed"], "group")
     result = train_feature("sift", units, manifest, ["a", "b"], params)
     assert len(result.predictions) == 120 and result.predictions["id"].is_unique
@@ -358,7 +359,7 @@ def test_test_videos_are_not_learned_from():
     "With one split neither the words nor the weights move with the test videos."
     units, manifest = fingerprints()
     manifest["group"], manifest["split"] = "", np.repeat(["train", "val", "test"], 40)
-    params = check_params({"features": ["sift"], "words": 32, "max_epochs": 20, "device": "cpu", "hidden": 64})
+    params = check_params({"features": {"sift": {"words": 32}}, "device": "cpu", "classifier": {"max_epochs": 20, "hidden": 64}})
     result = train_feature("sift", units, manifest, ["a", "b"], params)
     test = (manifest["split"] == "test").to_numpy()
     others, unknown = fingerprints(seed=1)[0], manifest.assign(label=manifest["label"].where(~test))
@@ -370,9 +371,9 @@ def test_each_seed_has_its_own_words_and_no_other_ones():
     "Of two seeds that train together, each gives what it gives alone."
     units, manifest = fingerprints()
     manifest["group"], manifest["split"] = "", np.repeat(["train", "val", "test"], 40)
-    params = check_params({"features": ["sift"], "words": 32, "max_epochs": 20, "device": "cpu", "hidden": 64, "seeds": [4, 1]})
+    params = check_params({"features": {"sift": {"words": 32}}, "device": "cpu", "classifier": {"max_epochs": 20, "hidden": 64, "seeds": [4, 1]}})
     both = train_feature("sift", units, manifest, ["a", "b"], params)
-    one, other = (train_feature("sift", units, manifest, ["a", "b"], params | {"seeds": [seed]}) for seed in (4, 1))
+    one, other = (train_feature("sift", units, manifest, ["a", "b"], read_params(params, {"classifier": {"seeds": [seed]}})) for seed in (4, 1))
     assert not torch.equal(one.state["all.pool.vocabulary"], other.state["all.pool.vocabulary"])
     assert both.predictions.equals(one.predictions) and all(torch.equal(both.state[k], v) for k, v in one.state.items())
     assert both.history.equals(pd.concat([one.history, other.history], ignore_index=True))

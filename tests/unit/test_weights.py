@@ -306,7 +306,7 @@ def set_of(values: dict[int, float]) -> tuple[list[Units], pd.DataFrame]:
     ({i: np.nan for i in range(40)}, "clips/0.mp4 hold NaN or infinity, and those of 39 more videos"), ({5: 3.4e38}, None)])
 def test_features_that_are_not_finite_stop_before_training(values, words):
     units, manifest = set_of(values)
-    params = check_params({"cnn_weights": "random", "hidden": 4, "max_epochs": 1, "device": "cpu"})
+    params = check_params({"device": "cpu", "features": {"sift": {}, "cnn": {"weights": "random"}, "cnn3d": {}}, "classifier": {"hidden": 4, "max_epochs": 1}})
     if words is None: train_feature("cnn", units, manifest, ["a", "b"], params)
     else:
         with pytest.raises(FeatureError) as error: train_feature("cnn", units, manifest, ["a", "b"], params)
