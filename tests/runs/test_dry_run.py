@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from hw2.core.files import EXPERIMENTS
 from hw2.core.params import check_params
