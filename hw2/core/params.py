@@ -219,7 +219,7 @@ def _check_name(name) -> None:
         raise ParameterError(f"features: {name!r} cannot name a feature: letters, digits, _ and -, at most 64")
     if name.lower() in RESERVED: raise ParameterError(f"features: {name!r} is reserved; choose another name")
 
-
+# %% ../../nbs/0_core/04_params.ipynb #ee50f8b3
 class Change(dict):
     "Settings that change entries which are there, by path, where a plain mapping names the entries of a run."
 
@@ -250,7 +250,7 @@ def _layered(
     if clash: raise ParameterError(f"features: {clash!r} and {alike[clash.lower()]!r} would be one folder where case does not count")
     return entries, names
 
-
+# %% ../../nbs/0_core/04_params.ipynb #aeb57c5c
 def _described(
     name: str,
     entries: Mapping[str, Mapping],  # settings by name
@@ -269,7 +269,7 @@ def _described(
     else: raise ParameterError(f"features.{name}: neither `kind` nor `like`, and not in the catalogue; {nearest(name, list(CATALOGUE))}")
     return base | {k: v for k, v in own.items() if k != "like"}
 
-
+# %% ../../nbs/0_core/04_params.ipynb #b3266104
 def complete_entry(
     name: str,
     entry: Mapping,  # with `kind`

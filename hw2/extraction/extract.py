@@ -81,7 +81,7 @@ def extract(
     if params["on_error"] == "stop": stop_at(skipped)
     return pd.concat([skipped, pd.DataFrame([("", p, "no label names this file") for p in dataset.unlisted_files], columns=skipped.columns)], ignore_index=True)
 
-
+# %% ../../nbs/3_extraction/37_extract.ipynb #f366fc78
 def left_out(
     dataset: Dataset,
     params: Mapping,  # all parameters
@@ -101,7 +101,7 @@ def _errors(features: Iterable[list[Units]]) -> dict[str, str]:
     "Why a content could not be read, by any of the features."
     return {u.content: u.error for units in features for u in units if u.error}
 
-
+# %% ../../nbs/3_extraction/37_extract.ipynb #5c4e5cd1
 def _extracted(todo: list, root: Path, stores: dict, params: dict) -> Iterator[tuple[pd.DataFrame, dict[str, list[Units]]] | None]:
     "Extract here or there, as `local_chunks` and `cluster_chunks` do."
     if not todo: return

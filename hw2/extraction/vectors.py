@@ -29,7 +29,7 @@ class Table:
     names: list[str]  # (n,)
     X: np.ndarray  # (n, d) float32
 
-
+# %% ../../nbs/3_extraction/36_vectors.ipynb #bc3f609c
 def _numbers(values, file: Path) -> np.ndarray:  # (n, d) float32
     "The values as one array; raises `VectorsError` for anything but finite numbers, as many in each row."
     try: X = np.stack(values) if isinstance(values, list) else np.asarray(values)
@@ -53,7 +53,7 @@ def _named(table: pd.DataFrame, file: Path) -> Table:
     if not lists and other: raise VectorsError(f"{file}: the column {other[0]} holds no numbers")
     return Table(by, table[by].astype(str).tolist(), _numbers(rest[lists[0]].tolist() if lists else rest.to_numpy(), file))
 
-
+# %% ../../nbs/3_extraction/36_vectors.ipynb #36a09415
 def _csv(file: Path) -> pd.DataFrame:
     "A CSV file, whose names stay as they are: `007` and `NA`."
     try:
@@ -75,7 +75,7 @@ def _npy(file: Path, ids: str | None) -> Table:
     if len(names) != len(X): raise VectorsError(f"{ids}: {len(names):,} ids for the {len(X):,} rows of {file}")
     return Table("id", names, X)
 
-
+# %% ../../nbs/3_extraction/36_vectors.ipynb #f398b214
 def read_table(
     file: str | Path,  # .npy, .csv or .parquet
     ids: str | None = None,  # .npy: a text file with an id a line; None: rows in the manifest's order
