@@ -64,14 +64,15 @@ def extract(
     params: dict,
 ) -> pd.DataFrame:  # `id, path, cause` of what was left out
     "Fill the store, thumbnails beside the features; where `on_error` is stop, raises `VideoError` at the first unreadable video, its chunk stored."
-    stores = stores_of(params | {"features": params["features"] | THUMBNAILS})
+    with_thumbnails = params | {"features": params["features"] | THUMBNAILS}
+    stores = stores_of(with_thumbnails)
     for _, store in stores.values(): remove_temporary(store.folder)
     todo = missing_chunks(dataset.manifest, stores)
-    stopping = params["on_error"] == "stop" and len(stores) > 1  # vectors need no videos
+    stopping = params["on_error"] == "stop" and stores.keys() != THUMBNAILS.keys()  # vectors need no videos
     if stopping: stop_at(unreadable(dataset, {}))
 
     def work():
-        for done in _extracted(todo, dataset.root, stores, params | {"features": params["features"] | THUMBNAILS}):
+        for done in _extracted(todo, dataset.root, stores, with_thumbnails):
             if done is None: yield
             else: _store(*done, dataset.root, stores)
             if done and stopping: stop_at(unreadable(Dataset(dataset.root, done[0], []), _errors(done[1].values())))
@@ -88,8 +89,9 @@ def left_out(
     stores: Mapping[str, tuple],  # from `stores_of`
 ) -> pd.DataFrame:  # `id, path, cause`
     "The videos that one of the features cannot have: unreadable where anything is extracted, or without a vector."
-    errors = _errors(read_units(store, dataset.manifest) for f, (_, store) in stores.items() if f in params["features"] or len(stores) > 1)
-    skipped = unreadable(dataset, errors) if len(stores) > 1 else dataset.manifest[:0][["id", "path"]].assign(cause="")
+    skipped = dataset.manifest[:0][["id", "path"]].assign(cause="")
+    if stores.keys() != THUMBNAILS.keys():  # more than vectors, which need no videos
+        skipped = unreadable(dataset, _errors(read_units(store, dataset.manifest) for _, store in stores.values()))
     for f in (f for f, entry in params["features"].items() if entry["kind"] == "vectors"):
         units = read_feature(f, params, dataset.manifest)
         without = dataset.manifest[["id", "path"]].assign(cause=[u.error for u in units])

@@ -111,7 +111,8 @@ def vector_units(
     at, seen = {name: i for i, name in enumerate(names)}, pd.Series(names)
     if twice := seen[seen.duplicated()].unique().tolist(): raise VectorsError(f"{file}: {len(twice):,} names stand there twice: {_some(twice)}")
     wanted = list(map(str, range(len(manifest)))) if table.by == "row" else manifest[table.by].tolist()
-    extra = [name for name in names if name not in set(wanted)]
+    known = set(wanted)
+    extra = [name for name in names if name not in known]
     if len(extra) == len(names): raise VectorsError(f"{file}: none of its names is one of the set's: {_some(names)}; the set has {_some(wanted)}")
     missing = [name for name in wanted if name not in at]
     notes = [f"{file}: no vector for {len(missing):,} of {len(wanted):,} videos: {_some(missing)}"] * bool(missing)
