@@ -1,6 +1,7 @@
 """Features as entries: several of one kind, controls, vectors from a file; what is shared, what is left out, what is handed in"""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import yaml
 from click.testing import CliRunner
 from traces import parts_of
 
+import hw2.extraction.decode
 from hw2.core.params import read_params
 from hw2.data.source import load_dataset
+from hw2.extraction.decode import prepare_video
 from hw2.extraction.extract import extract, missing_chunks, read_feature, stores_of
+from hw2.features.catalogue import extractors_of
 from hw2.run.cli import app
 from hw2.run.record import RunError
 from hw2.run.run import Run, load
@@ -39,6 +43,14 @@ def test_entries_with_equal_keys_share_a_store(extracted):
     assert stores["again"][1].folder == stores["sift"][1].folder and len({s.folder for _, s in stores.values()}) == 5
     assert len(parts_of(Path(params["cache"]))) == 6 * len(todo)  # the thumbnails, too
     assert missing_chunks(dataset.manifest, stores) == []
+
+
+def test_a_video_is_decoded_once_for_all_entries(extracted, tmp_path, monkeypatch):
+    dataset, params, _ = extracted
+    calls, decode = [], hw2.extraction.decode.decode
+    monkeypatch.setattr(hw2.extraction.decode, "decode", lambda *given: calls.append(given) or decode(*given))
+    prepared = prepare_video(dataset.root/dataset.manifest["path"][0], extractors_of(params), tmp_path/"spool")
+    assert prepared.keys() == ENTRIES.keys() and len(calls) == 1
 
 
 def test_the_order_of_frames_changes_clips_and_nothing_else(extracted):
@@ -77,6 +89,19 @@ def test_videos_without_a_vector_are_left_out_by_name(run):
     assert "no vector for 2 of 60 videos: gone/58.mp4, gone/59.mp4" in (done.folder/"extract.ipynb").read_text(encoding="utf-8")
     stores = json.loads((done.folder/"run.json").read_text())["stores"]
     assert all(name.startswith("vectors-") for name in stores.values()) and len(set(stores.values())) == 2
+
+
+def test_a_changed_file_of_vectors_is_trained_on_anew(run, tmp_path, command):
+    done, X = run
+    home = shutil.copytree(done.folder.parent.parent, tmp_path/"home")
+    np.save(home/"x.npy", X[:, ::-1])
+    again = command("run", "--params", "set.yaml", cwd=home)
+    assert again.returncode == 0, again.stderr
+    stores = [json.loads((folder/"run.json").read_text())["stores"] for folder in (done.folder, home/"runs/set")]
+    assert stores[0]["a"] != stores[1]["a"] and stores[0]["b"] == stores[1]["b"]
+    assert (load(home/"runs/set", "a")[0] == X[:, ::-1].astype(np.float32)).all()
+    probabilities = [pd.read_csv(folder/"a/predictions.csv")["p_0"] for folder in (done.folder, home/"runs/set")]
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-4
 
 
 def test_predict_leaves_vectors_out_and_says_so(run, monkeypatch):
