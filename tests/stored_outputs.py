@@ -37,7 +37,7 @@ def offline(folder: str | Path) -> Iterator[None]:  # `folder`: empty, in place 
 
 def execute(notebook: NotebookNode, folder: str | Path) -> NotebookNode:  # `folder`: where the kernel runs
     "The notebook, executed from top to bottom by a fresh kernel."
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, config=QUIET, coalesce_streams=True).execute()
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, config=QUIET, coalesce_streams=True).execute()
     return notebook
 
 
