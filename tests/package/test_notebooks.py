@@ -75,7 +75,7 @@ def test_runs_top_to_bottom_without_a_word_on_stderr(path, executed):
 def test_runs_top_to_bottom_to_the_stored_outputs(path, executed):
     "What a reader sees is what the code gives: `make outputs` stores it, a cell that depends on the machine is tagged `varies`."
     found = differences(nbformat.read(path, 4), executed[path].result(), str(path.relative_to(ROOT)))
-    assert not found, "\n\n".join(["other outputs than the stored ones (`make outputs NOTEBOOKS=...` stores them)", *found])
+    if found: pytest.fail("\n\n".join(["other outputs than the stored ones (`make outputs NOTEBOOKS=...` stores them)", *found]), pytrace=False)
 
 
 @pytest.mark.parametrize("path", LIBRARY + SHOWN, ids=stem)

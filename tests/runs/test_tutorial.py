@@ -42,7 +42,7 @@ def test_runs_top_to_bottom_without_a_word_on_stderr(executed):
 
 def test_shows_the_stored_outputs(executed):
     found = differences(nbformat.read(TUTORIAL, 4), executed, "nbs/tutorial.ipynb")
-    assert not found, "\n\n".join(["other outputs than the stored ones (`make outputs NOTEBOOKS=nbs/tutorial.ipynb` stores them)", *found])
+    if found: pytest.fail("\n\n".join(["other outputs than the stored ones (`make outputs NOTEBOOKS=nbs/tutorial.ipynb` stores them)", *found]), pytrace=False)
 
 
 def test_everything_it_makes_lies_below_runs(executed, home):
