@@ -3,6 +3,7 @@
 import copy
 import difflib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ VARIES = "varies"  # the tag of a cell whose outputs depend on the processor, th
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPERIMENTS = ROOT/"nbs/experiments"
 COPIES = {"train": "train_sift"}  # the executed copy of an experiment in a run's folder, where it has another name
+UP = "\x1b[A"  # with which tqdm moves a terminal's cursor to an upper bar
+BAR = re.compile(r"\d+%\|.*\[\d+:\d\d<|\[\d+:\d\d, [^]]*/s\]")
 QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})  # a polite end may warn of its own task
 
 
@@ -41,12 +44,21 @@ def execute(notebook: NotebookNode, folder: str | Path) -> NotebookNode:  # `fol
     return notebook
 
 
+def without_bars(text: str) -> str:
+    "What a command printed, without the progress bars that it drew in a terminal."
+    lines = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
+    return "\n".join(line for line in lines if not BAR.search(line) and line != UP)
+
+
 def cleaned(notebook: NotebookNode) -> NotebookNode:
-    "A copy as `nbdev_clean` leaves it, without addresses of objects, and without widgets."
+    "A copy as `nbdev_clean` leaves it, without addresses of objects, without widgets and progress bars."
     notebook = nbformat.from_dict(copy.deepcopy(notebook))
     clean_nb(notebook, allowed_cell_metadata_keys=["tags"])
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        if cell.cell_type != "code": continue
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        for o in cell.outputs:
+            if o.output_type == "stream": o.text = without_bars(o.text)
     return notebook
 
 

@@ -27,6 +27,7 @@ def compare(stored: list, executed: list, *tags: str) -> list[str]:
     ([text("a", "stderr"), text("b")], [text("b"), text("a", "stderr")]),  # streams have no order
     ([result(text_plain="<A>")], [result(text_plain="<A at 0x7f2b3c4d5e6f>")]),  # as nbdev_clean leaves it
     ([result(text_plain="<Figure>", image_png="aaaa")], [result(text_plain="<Figure>", image_png="bbbb")]),  # that there is a picture
+    ([text("a\nb")], [text("a\nread:  41%|████   | 7/17 [00:25<00:25,  2.53s/cell]\r\nx: 0video [00:00, ?video/s]\x1b[A\nb")]),  # a bar in a terminal
     ([], [new_output("display_data", data={WIDGET: "{}", "text/plain": "0 %"})]),  # a progress bar
 ])
 def test_equal(stored, executed):
