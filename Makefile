@@ -1,16 +1,20 @@
-# make report | test | soak | lab | ablation | bench: each makes .venv first when it is missing or the pins changed
+# make report | test | soak | lab | outputs | ablation | bench: each makes .venv first when it is missing or the pins changed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
 SHELL := /bin/bash
 TIMED = start=$$SECONDS; trap 'echo "$(notdir $@): $$((SECONDS - start)) s"' EXIT
 
-.PHONY: help report test soak lab ablation bench clean
+# what `make outputs` executes; experiments are stored from a run: make report, then NOTEBOOKS="nbs/experiments/extract.ipynb ..."
+NOTEBOOKS = $(filter-out nbs/experiments/%,$(wildcard nbs/*.ipynb nbs/*/*.ipynb)) nbs/experiments/published.ipynb
+
+.PHONY: help report test soak lab outputs ablation bench clean
 
 help:
 	@echo "make report   draw the demo set, extract, train, report: runs/demo/report.html and figures/"
 	@echo "make test     every test: package (notebooks, export, imports, wheel), unit, runs, faults, browser"
 	@echo "make soak     30 kills of a run and 500 mutated videos, where make test has a few"
+	@echo "make outputs  execute the notebooks and store what they show, half an hour; NOTEBOOKS=\"nbs/2_features/21_sift.ipynb ...\": only these"
 	@echo "make lab      JupyterLab on the notebooks"
 	@echo "make ablation one factor at a time on the demo set, 29 short runs: figures/ablation.*; what is done is not done again"
 	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
@@ -36,7 +40,10 @@ soak: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
 
-ablation bench: export JUPYTER_PATH :=  # the kernel python3 is to be .venv's
+outputs: $(STAMP)
+	@$(TIMED); $(BIN)/python tests/stored_outputs.py $(NOTEBOOKS)
+
+outputs ablation bench: export JUPYTER_PATH :=  # the kernel python3 is to be .venv's
 
 ablation: $(STAMP)
 	@$(TIMED); set -e; mkdir -p runs/ablation; \

@@ -16,8 +16,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from nbclient import NotebookClient
-from traitlets.config import Config
+from stored_outputs import differences, execute, offline
 
 import hw2
 from hw2.core.files import ROOT
@@ -26,8 +25,8 @@ from hw2.core.params import REPORT, Classifier, Params, params_schema, params_te
 LIBRARY = sorted(p for p in (ROOT/"nbs").glob("*/*.ipynb") if p.parent.name != "experiments")
 EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
 PARAMS = sorted(p for p in (ROOT/"nbs/experiments/params").glob("*.yaml") if p.stem != "ablation")  # which is a sweep: runs/test_ablation.py reads it
+SHOWN = sorted(p for p in (ROOT/"nbs").glob("*.ipynb") if p.stem != "tutorial")  # which tests/runs/test_tutorial.py executes
 LEFTOVERS = {"__pycache__", ".ipynb_checkpoints"}
-QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})  # a polite end may warn of its own task
 
 
 def stem(path: Path) -> str:
@@ -59,32 +58,29 @@ def parameters_cell(path: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def executed(request, tmp_path_factory):
-    "The library notebooks that are asked for, executed two at a time with no network and no cached weights; by path, as futures."
-    wanted = [test.callspec.params["path"] for test in request.session.items if test.module is request.module and "executed" in test.fixturenames]
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setenv("HW2_TERMINAL", os.devnull)
-        patch.setenv("IN_TEST", "1")  # the last cell's export would rewrite hw2/ under the notebook that runs beside
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
-        for proxy in ("http_proxy", "https_proxy"): patch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
-        patch.setenv("no_proxy", "127.0.0.1")  # but a notebook may serve a file to itself
-
-        def run(path):
-            notebook = nbformat.read(path, 4)
-            NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, config=QUIET).execute()
-            return notebook
-        yield {path: pool.submit(run, path) for path in wanted}
+    "The notebooks that are asked for, executed two at a time with no network and no cached weights; by path, as futures."
+    asked = [test.callspec.params["path"] for test in request.session.items if test.module is request.module and "executed" in test.fixturenames]
+    with offline(tmp_path_factory.mktemp("torch")), ThreadPoolExecutor(2) as pool:
+        yield {path: pool.submit(execute, nbformat.read(path, 4), path.parent) for path in dict.fromkeys(asked)}
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=stem)
+@pytest.mark.parametrize("path", LIBRARY + SHOWN, ids=stem)
 def test_runs_top_to_bottom_without_a_word_on_stderr(path, executed):
     notebook = executed[path].result()
     said = [o["text"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
     assert said == []
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=stem)
-def test_library_notebook_is_small(path):
-    assert path.stat().st_size < 100_000
+@pytest.mark.parametrize("path", LIBRARY + SHOWN, ids=stem)
+def test_runs_top_to_bottom_to_the_stored_outputs(path, executed):
+    "What a reader sees is what the code gives: `make outputs` stores it, a cell that depends on the machine is tagged `varies`."
+    found = differences(nbformat.read(path, 4), executed[path].result(), str(path.relative_to(ROOT)))
+    if found: pytest.fail("\n\n".join(["other outputs than the stored ones (`make outputs NOTEBOOKS=...` stores them)", *found]), pytrace=False)
+
+
+@pytest.mark.parametrize("path", LIBRARY + SHOWN, ids=stem)
+def test_notebook_is_small(path):
+    assert path.stat().st_size <= (300_000 if path in LIBRARY else 1_000_000)
 
 
 @pytest.mark.parametrize("path", LIBRARY + EXPERIMENTS, ids=stem)

@@ -23,6 +23,7 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from scipy.stats import binomtest
+from stored_outputs import cleaned, shown
 from traces import lasting, parts_of, record
 from traitlets.config import Config
 
@@ -104,6 +105,17 @@ def test_load_gives_the_vectors_that_were_classified(feature, dim, tiny_run):
     rows = pd.read_csv(tiny_run.folder/feature/"predictions.csv").set_index("id")
     told = (manifest["split"] != "train").to_numpy()
     np.testing.assert_allclose(p[told], rows.loc[manifest["id"][told]].filter(like="p_"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name, copy", [("extract", "extract"), ("train", "train_sift"), ("fuse", "fuse")])
+def test_experiments_are_stored_with_what_a_run_shows(name, copy, tiny_run):
+    "The demo's outputs: of each cell the same kinds, with other numbers than the tiny run's: none of those stay in a run's executed copy."
+    stored, run = (cleaned(nbformat.read(p, 4)) for p in (EXPERIMENTS/f"{name}.ipynb", tiny_run.folder/f"{copy}.ipynb"))
+    now = {c.id: c for c in run.cells}
+    kinds = {c.id: [[sorted(o) for o in shown(cell)] for cell in (c, now[c.id])] for c in stored.cells if c.cell_type == "code"}
+    assert any(there for there, _ in kinds.values()) and [k for k, (there, here) in kinds.items() if there != here] == []
+    texts = [str([shown(c) for c in notebook.cells if c.cell_type == "code"]) for notebook in (stored, run)]
+    assert name == "fuse" or ("825" in texts[0] and "105" in texts[1])  # videos of the demo, of the tiny one
 
 
 @pytest.mark.parametrize("feature", FEATURES)
