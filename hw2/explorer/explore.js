@@ -97,12 +97,12 @@ function onMatrixKey(e) {
   reveal(cells[inside[0]][inside[1]], $("matrix-scroll"));
 }
 
-function reveal(cell, box) {  // scroll the box, and the page only if needed, so that neither header covers the cell
+function reveal(cell, box, page = true) {  // scroll the box, and the page only if needed, so that neither header covers the cell
   const head = $("matrix").tHead.offsetHeight, label = $("matrix").rows[0].cells[0].offsetWidth, b = box.getBoundingClientRect(), c = cell.getBoundingClientRect();
   if (c.top < b.top + head) box.scrollTop -= b.top + head - c.top; else if (c.bottom > b.bottom) box.scrollTop += c.bottom - b.bottom + 2;
   if (c.left < b.left + label) box.scrollLeft -= b.left + label - c.left; else if (c.right > b.right) box.scrollLeft += c.right - b.right + 2;
   const d = cell.getBoundingClientRect();
-  if (d.top < 0 || d.bottom > innerHeight) cell.scrollIntoView({ block: "nearest" });
+  if (page && (d.top < 0 || d.bottom > innerHeight)) cell.scrollIntoView({ block: "nearest" });
 }
 
 const describe = (t, p) => { $("matrix-status").textContent = `${counts[t][p]} of ${sums[t]}: ${classes[t]} → ${classes[p]}`; };
@@ -150,7 +150,9 @@ function outline() {  // marks the cell whose videos are shown
 
 function openCell(t, p, byKey, opener = cells[t][p]) {
   state.cell = [t, p];
+  outline();
   roveTo(t, p);
+  reveal(cells[t][p], $("matrix-scroll"), false);
   const rows = state.shown.filter(i => videos.label[i] === t && predicted(state.f, i) === p).sort(byConfidence(state.f));
   open(rows, cellSentence(t, p, rows.length), opener, byKey);
 }
@@ -182,7 +184,7 @@ function drawMap() {  // only while it is seen
   const inside = points.filter(q => q.inside);
   for (const point of inside) $("map").insertBefore(point.mark, ring);  // what passes the filters lies on top
   if (!inside.some(q => q.i === state.current)) state.current = -1;
-  $("map-title").textContent = `${map.title}. ${inside.length === points.length ? "" : `${plural(inside.length, "video")} of the chosen ones in colour, the rest faint. `}A dark outline: predicted wrongly.`;
+  $("map-title").textContent = `${map.title}${inside.length === points.length ? "" : `, of which ${inside.length.toLocaleString("en")} pass the filters; the others are faint`}. Outlined: predicted wrongly.`;
   placeMap(map);
 }
 
@@ -198,10 +200,12 @@ function buildMap(map) {
 
 function placeMap(map = outcomes[state.f].map) {
   if (!map || $("view-map").hidden) return;
-  const pad = 14, width = Math.floor(($("map-scroll").clientWidth || 300) * zoom), scale = (width - 2 * pad) / 10000, height = Math.ceil(2 * pad + scale * map.height);
+  const pad = 14, free = $("map-scroll").clientWidth || 300, most = Math.max(320, .72 * innerHeight);
+  const scale = zoom * Math.min((free - 2 * pad) / 10000, (most - 2 * pad) / map.height), width = Math.max(free, Math.floor(2 * pad + 10000 * scale)), height = Math.ceil(2 * pad + scale * map.height);
+  const left = (width - 10000 * scale) / 2;
   $("map").setAttribute("width", width); $("map").setAttribute("height", height);
   for (const q of points) {
-    q.at = [pad + scale * q.x, height - pad - scale * q.y];
+    q.at = [left + scale * q.x, height - pad - scale * q.y];
     q.mark.setAttribute("transform", `translate(${q.at[0].toFixed(1)} ${q.at[1].toFixed(1)})${innerWidth < 640 && zoom < 2 ? " scale(.8)" : ""}`);
   }
   markPoint();
@@ -327,7 +331,14 @@ function openOne(i, opener, byKey) {
   markPoint();
   for (const button of $("list").querySelectorAll("[aria-current]")) button.removeAttribute("aria-current");
   $("list").querySelector(`[data-i="${i}"]`)?.setAttribute("aria-current", "true");
-  open([i], [make("b", {}, videos.name[i])], opener, byKey);
+  open([i], videoSentence(i), opener, byKey);
+}
+
+function videoSentence(i) {
+  const b = text => make("b", {}, text), p = predicted(state.f, i), head = `${splits[videos.split[i]]} video `, f = outcomes[state.f].name;
+  const truth = known(i) ? ["of ", b(classes[videos.label[i]])] : ["without a label"];
+  const what = p < 0 ? [] : isRight(state.f, i) ? [", predicted correctly by ", b(f)] : [", predicted as ", b(classes[p]), " by ", b(f)];
+  return [head[0].toUpperCase() + head.slice(1), ...truth, ...what, "."];
 }
 
 function open(selection, sentence, opener, byKey) {
@@ -366,7 +377,7 @@ function showPage(page) {
 function card(i) {
   const facts = [splits[videos.split[i]], known(i) ? classes[videos.label[i]] : "no label"];
   const figure = make("figure", {}, player(i), make("figcaption", {}, make("b", {}, videos.name[i]), make("br"), facts.join(" · "), ...(videos.note[i] ? [make("br"), videos.note[i]] : [])));
-  const table = make("table", {}, make("thead", {}, make("tr", {}, ...["feature", "predicted class", "p", "p of the true class"].map(h => make("th", { scope: "col" }, h)))),
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...["feature", "predicted class", "p", "p of true class"].map(h => make("th", { scope: "col" }, h)))),
     make("tbody", {}, ...outcomes.map((_, f) => answer(f, i))));
   return make("section", { class: "card", "data-i": i, "aria-label": videos.name[i] }, figure, videos.split[i] === data.training
     ? make("p", {}, "The classifiers were trained on this video, so there is no prediction for it.") : table);
