@@ -32,13 +32,15 @@ function filter() {
   const [split, label, wrong, right] = ["split", "class", "wrong", "correct"].map(value);
   state.shown = [];
   for (let i = 0; i < N; i++) {
-    const pass = (split < 0 || videos.split[i] === split) && (label < 0 || videos.label[i] === label) && (wrong < 0 || isWrong(wrong, i)) && (right < 0 || isRight(right, i))
+    const pass = (split < 0 || videos.split[i] === split) && (label < 0 || videos.label[i] === label)
+      && (wrong < 0 || isWrong(wrong, i)) && (right < 0 || isRight(right, i))
       && (!text || videos.name[i].toLowerCase().includes(text) || videos.path[i].toLowerCase().includes(text));
     state.passes[i] = pass;
     if (pass) state.shown.push(i);
   }
   state.narrowed = label >= 0 || wrong >= 0 || right >= 0 || text !== "";
-  $("count").textContent = state.narrowed ? `${plural(state.shown.length, "video")} pass${state.shown.length === 1 ? "es" : ""} the filters.` : plural(state.shown.length, "video") + ".";
+  const n = state.shown.length;
+  $("count").textContent = plural(n, "video") + (state.narrowed ? ` pass${n === 1 ? "es" : ""} the filters.` : ".");
   $("clear").disabled = !state.narrowed;
   drawMatrix(); drawMap(); drawList();
 }
@@ -98,7 +100,8 @@ function onMatrixKey(e) {
 }
 
 function reveal(cell, box, page = true) {  // scroll the box, and the page only if needed, so that neither header covers the cell
-  const head = $("matrix").tHead.offsetHeight, label = $("matrix").rows[0].cells[0].offsetWidth, b = box.getBoundingClientRect(), c = cell.getBoundingClientRect();
+  const head = $("matrix").tHead.offsetHeight, label = $("matrix").rows[0].cells[0].offsetWidth;
+  const b = box.getBoundingClientRect(), c = cell.getBoundingClientRect();
   if (c.top < b.top + head) box.scrollTop -= b.top + head - c.top; else if (c.bottom > b.bottom) box.scrollTop += c.bottom - b.bottom + 2;
   if (c.left < b.left + label) box.scrollLeft -= b.left + label - c.left; else if (c.right > b.right) box.scrollLeft += c.right - b.right + 2;
   const d = cell.getBoundingClientRect();
@@ -120,10 +123,11 @@ function drawMatrix() {
   outline();
   const total = sums.reduce((a, b) => a + b, 0), right = counts.reduce((a, row, t) => a + row[t], 0);
   const training = data.training >= 0 && $("split").value === String(data.training);
-  $("matrix-title").textContent = total ? `${outcomes[state.f].name}: ${right.toLocaleString("en")} of ${plural(total, `${state.narrowed ? "filtered " : ""}${splitWord()}video`)} predicted correctly`
-    + (state.narrowed ? "" : ` · top-1 ${(right / total).toFixed(3)}`)
+  const name = outcomes[state.f].name, kind = `${state.narrowed ? "filtered " : ""}${splitWord()}video`;
+  const top1 = state.narrowed ? "" : ` · top-1 ${(right / total).toFixed(3)}`;
+  $("matrix-title").textContent = total ? `${name}: ${right.toLocaleString("en")} of ${plural(total, kind)} predicted correctly${top1}`
     : training ? "The classifiers were trained on these videos, so there are no predictions for them."
-    : state.shown.length ? `None of these videos has both a label and a prediction by ${outcomes[state.f].name}.` : "No video passes the filters.";
+    : state.shown.length ? `None of these videos has both a label and a prediction by ${name}.` : "No video passes the filters.";
   drawConfusions();
 }
 
@@ -161,30 +165,43 @@ function cellSentence(t, p, n) {
   const b = text => make("b", {}, text), kind = (state.narrowed ? "filtered " : "") + splitWord(), name = b(outcomes[state.f].name);
   if (!sums[t]) return [`There is no ${kind}video of `, b(classes[t]), "."];
   const verb = n === 1 ? "is" : "are", done = t === p ? ["predicted correctly"] : ["predicted as ", b(classes[p])];
-  return [`${n || "None"} of the ${plural(sums[t], `${kind}video`)} of `, b(classes[t]), ` ${verb} `, ...done, " by ", name, n > 1 ? ", most confident first." : "."];
+  const first = `${n || "None"} of the ${plural(sums[t], `${kind}video`)} of `;
+  return [first, b(classes[t]), ` ${verb} `, ...done, " by ", name, n > 1 ? ", most confident first." : "."];
 }
 
 // Map
 
-const SHAPES = ["M0-4.4A4.4 4.4 0 1 1 0 4.4A4.4 4.4 0 1 1 0-4.4Z", "M-4-4H4V4H-4Z", "M0-5L4.8 3.8H-4.8Z", "M0-5.4L5.4 0L0 5.4L-5.4 0Z", "M0 5L4.8-3.8H-4.8Z",
-  "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z", "M0-2L3-5L5-3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0L-5-3L-3-5Z", "M0-6L1.6-2L6-1.8L2.6 .9L3.7 5L0 2.7L-3.7 5L-2.6 .9L-6-1.8L-1.6-2Z"];
-const look = c => data.looks.indexOf(c), colour = c => look(c) < 0 ? "other" : look(c) % 7, shape = c => SHAPES[look(c) < 0 ? 0 : look(c) % SHAPES.length];
+const SHAPES = [  // circle, square, triangle, diamond, triangle, plus, cross, star
+  "M0-4.4A4.4 4.4 0 1 1 0 4.4A4.4 4.4 0 1 1 0-4.4Z", "M-4-4H4V4H-4Z", "M0-5L4.8 3.8H-4.8Z", "M0-5.4L5.4 0L0 5.4L-5.4 0Z", "M0 5L4.8-3.8H-4.8Z",
+  "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z",
+  "M0-2L3-5L5-3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0L-5-3L-3-5Z",
+  "M0-6L1.6-2L6-1.8L2.6 .9L3.7 5L0 2.7L-3.7 5L-2.6 .9L-6-1.8L-1.6-2Z",
+];
+const look = c => data.looks.indexOf(c);
+const colour = c => look(c) < 0 ? "other" : look(c) % 7, shape = c => SHAPES[look(c) < 0 ? 0 : look(c) % SHAPES.length];
 let points = [], zoom = 1, drawnMap = -1, ring = null;
 
 function drawMap() {  // only while it is seen
   if ($("view-map").hidden) return;
   const map = outcomes[state.f].map;
   for (const id of ["map-scroll", "map-tools", "legend"]) $(id).hidden = !map;
-  if (!map) { points = []; drawnMap = -1; $("map-title").textContent = `There is no map of ${outcomes[state.f].name}: ${outcomes[state.f].no_map}.`; $("map-status").textContent = ""; return; }
+  if (!map) {
+    points = []; drawnMap = -1;
+    $("map-title").textContent = `There is no map of ${outcomes[state.f].name}: ${outcomes[state.f].no_map}.`;
+    $("map-status").textContent = "";
+    return;
+  }
   if (drawnMap !== state.f) buildMap(map);
   for (const point of points) {
     point.inside = state.passes[point.i] === 1;
-    point.mark.setAttribute("class", `look-${colour(videos.label[point.i])}${point.inside ? "" : " out"}${point.inside && isWrong(state.f, point.i) ? " wrong" : ""}`);
+    const kind = !point.inside ? " out" : isWrong(state.f, point.i) ? " wrong" : "";
+    point.mark.setAttribute("class", `look-${colour(videos.label[point.i])}${kind}`);
   }
   const inside = points.filter(q => q.inside);
   for (const point of inside) $("map").insertBefore(point.mark, ring);  // what passes the filters lies on top
   if (!inside.some(q => q.i === state.current)) state.current = -1;
-  $("map-title").textContent = `${map.title}${inside.length === points.length ? "" : `, of which ${inside.length.toLocaleString("en")} pass the filters; the others are faint`}. Outlined: predicted wrongly.`;
+  const part = inside.length === points.length ? "" : `, of which ${inside.length.toLocaleString("en")} pass the filters; the others are faint`;
+  $("map-title").textContent = `${map.title}${part}. Outlined: predicted wrongly.`;
   placeMap(map);
 }
 
@@ -194,14 +211,16 @@ function buildMap(map) {
   ring = make("circle", { r: 9, visibility: "hidden" });
   $("map").replaceChildren(...points.map(q => q.mark), ring);
   const there = new Set(points.map(q => videos.label[q.i])), others = [...there].filter(c => look(c) < 0).length;
-  const key = (c, text) => make("li", {}, make("svg", { viewBox: "-7 -7 14 14", "aria-hidden": "true" }, make("path", { d: shape(c), class: `look-${colour(c)}` })), text);
-  $("legend").replaceChildren(...data.looks.filter(c => there.has(c)).map(c => key(c, classes[c])), ...(others ? [key(-1, plural(others, "other class", "other classes"))] : []));
+  const mark = c => make("svg", { viewBox: "-7 -7 14 14", "aria-hidden": "true" }, make("path", { d: shape(c), class: `look-${colour(c)}` }));
+  const key = (c, text) => make("li", {}, mark(c), text), named = data.looks.filter(c => there.has(c));
+  $("legend").replaceChildren(...named.map(c => key(c, classes[c])), ...(others ? [key(-1, plural(others, "other class", "other classes"))] : []));
 }
 
 function placeMap(map = outcomes[state.f].map) {
   if (!map || $("view-map").hidden) return;
   const pad = 14, free = $("map-scroll").clientWidth || 300, most = Math.max(320, .72 * innerHeight);
-  const scale = zoom * Math.min((free - 2 * pad) / 10000, (most - 2 * pad) / map.height), width = Math.max(free, Math.floor(2 * pad + 10000 * scale)), height = Math.ceil(2 * pad + scale * map.height);
+  const scale = zoom * Math.min((free - 2 * pad) / 10000, (most - 2 * pad) / map.height);  // pixels per unit
+  const width = Math.max(free, Math.floor(2 * pad + 10000 * scale)), height = Math.ceil(2 * pad + scale * map.height);
   const left = (width - 10000 * scale) / 2;
   $("map").setAttribute("width", width); $("map").setAttribute("height", height);
   for (const q of points) {
@@ -302,8 +321,10 @@ function listMore() {
 
 function listButton(i) {
   const f = state.f, p = predicted(f, i), none = p < 0 && (videos.split[i] === data.training ? "trained on" : "not predicted");
-  const button = make("button", { type: "button", "data-i": i }, sign(f, i), make("span", {}, videos.name[i], ...(playable(i) ? [] : [make("small", {}, " (not in this file)")])),
-    make("span", {}, known(i) ? classes[videos.label[i]] : "no label", make("small", {}, none ? ` (${none})` : ` → ${classes[p]} ${outcomes[f].p[i].toFixed(2)}`)));
+  const name = make("span", {}, videos.name[i], ...(playable(i) ? [] : [make("small", {}, " (not in this file)")]));
+  const answer = make("small", {}, none ? ` (${none})` : ` → ${classes[p]} ${outcomes[f].p[i].toFixed(2)}`);
+  const truth = make("span", {}, known(i) ? classes[videos.label[i]] : "no label", answer);
+  const button = make("button", { type: "button", "data-i": i }, sign(f, i), name, truth);
   if (i === state.current) button.setAttribute("aria-current", "true");
   return button;
 }
@@ -376,17 +397,21 @@ function showPage(page) {
 
 function card(i) {
   const facts = [splits[videos.split[i]], known(i) ? classes[videos.label[i]] : "no label"];
-  const figure = make("figure", {}, player(i), make("figcaption", {}, make("b", {}, videos.name[i]), make("br"), facts.join(" · "), ...(videos.note[i] ? [make("br"), videos.note[i]] : [])));
-  const table = make("table", {}, make("thead", {}, make("tr", {}, ...["feature", "predicted class", "p", "p of true class"].map(h => make("th", { scope: "col" }, h)))),
-    make("tbody", {}, ...outcomes.map((_, f) => answer(f, i))));
+  const note = videos.note[i] ? [make("br"), videos.note[i]] : [];
+  const figure = make("figure", {}, player(i), make("figcaption", {}, make("b", {}, videos.name[i]), make("br"), facts.join(" · "), ...note));
+  const head = make("tr", {}, ...["feature", "predicted class", "p", "p of true class"].map(h => make("th", { scope: "col" }, h)));
+  const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...outcomes.map((_, f) => answer(f, i))));
   return make("section", { class: "card", "data-i": i, "aria-label": videos.name[i] }, figure, videos.split[i] === data.training
     ? make("p", {}, "The classifiers were trained on this video, so there is no prediction for it.") : table);
 }
 
 function answer(f, i) {  // a row: what one feature predicts
-  const row = make("tr", f === state.f ? { class: "chosen" } : {}, make("th", { scope: "row" }, outcomes[f].name));
-  if (predicted(f, i) < 0) row.append(make("td", { colspan: 3 }, "no prediction"));
-  else row.append(make("td", {}, sign(f, i), " " + classes[predicted(f, i)]), probability(outcomes[f].p[i]), known(i) ? probability(outcomes[f].true[i]) : make("td", {}, "–"));
+  const row = make("tr", f === state.f ? { class: "chosen" } : {}, make("th", { scope: "row" }, outcomes[f].name)), p = predicted(f, i);
+  if (p < 0) row.append(make("td", { colspan: 3 }, "no prediction"));
+  else {
+    const ofTrue = known(i) ? probability(outcomes[f].true[i]) : make("td", {}, "–");
+    row.append(make("td", {}, sign(f, i), " " + classes[p]), probability(outcomes[f].p[i]), ofTrue);
+  }
   return row;
 }
 
@@ -472,7 +497,7 @@ function begin() {
   $("previous").addEventListener("click", () => showPage(state.page - 1));
   $("next").addEventListener("click", () => showPage(state.page + 1));
   $("back").addEventListener("click", close);
-  $("player").addEventListener("keydown", e => { if (e.key === "Escape") { e.preventDefault(); close(); } });
+  document.addEventListener("keydown", e => { if (e.key === "Escape" && !e.target.matches("input, select")) { e.preventDefault(); close(); } });
   new ResizeObserver(() => placeMap()).observe($("map-scroll"));
   buildMatrix();
   setZoom(1);

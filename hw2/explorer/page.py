@@ -6,7 +6,7 @@
 __all__ = ['SMALL', 'LEFT_OUT', 'LOOKS', 'page_table', 'showing_order', 'Embedded', 'embed_videos', 'page_data', 'about',
            'page_html', 'write_page']
 
-# %% ../../nbs/explorer/4_page.ipynb #4ebc49db
+# %% ../../nbs/explorer/4_page.ipynb #96293ec6
 import hashlib
 import html
 import json
@@ -29,7 +29,7 @@ from ..report.tables import printable
 from ..run.run import Run
 from ..run.videos import all_predictions
 
-# %% ../../nbs/explorer/4_page.ipynb #4c291496
+# %% ../../nbs/explorer/4_page.ipynb #d638feda
 def page_table(
     run: Run,
 ) -> pd.DataFrame:  # the manifest's rows, index `id`: path, split, label; per outcome `pred_*`, `p_*`, `true_*` as in `all_predictions`
@@ -37,7 +37,7 @@ def page_table(
     predicted = all_predictions(run, list(run.metrics)).drop(columns=["path", "split", "fold", "label"])
     return run.manifest.set_index("id")[["path", "split", "label"]].join(predicted)
 
-# %% ../../nbs/explorer/4_page.ipynb #53a3fd8e
+# %% ../../nbs/explorer/4_page.ipynb #9a3003a8
 def showing_order(
     table: pd.DataFrame,  # from `page_table`
     outcomes: Sequence[str],  # features and fusions
@@ -53,7 +53,7 @@ def showing_order(
         key = key.where(~key.index.isin(found.index), np.minimum(key, (tier * n + turn).reindex(key.index, fill_value=4 * n)))
     return np.argsort(key.to_numpy(), kind="stable")
 
-# %% ../../nbs/explorer/4_page.ipynb #94d7f443
+# %% ../../nbs/explorer/4_page.ipynb #f5f34f7b
 SMALL = dict(max_side=320, max_seconds=10, max_bytes=150_000, keep=["video/mp4"])  # what a video of the page may be
 LEFT_OUT = "This video is left out: the file holds only as many as its size allows, mistakes first."
 
@@ -87,7 +87,7 @@ def embed_videos(
                 else: embedded.data[i], embedded.notes[i], left = text, note, left - len(text)
     return embedded
 
-# %% ../../nbs/explorer/4_page.ipynb #344ccf14
+# %% ../../nbs/explorer/4_page.ipynb #765a7fc7
 LOOKS = 16  # classes with a colour and a shape of their own
 
 
@@ -111,7 +111,7 @@ def _outcome_data(run: Run, f: str, table: pd.DataFrame, row: dict[str, int]) ->
     return {"name": printable(run.display_name(f)), "pred": table[f"pred_{f}"].fillna(-1).astype(int).tolist(), **p,
             "map": _map_data(run, f, row), "no_map": no_map}
 
-# %% ../../nbs/explorer/4_page.ipynb #c8703340
+# %% ../../nbs/explorer/4_page.ipynb #7e5d91e6
 def _state(i: int, embedded: Embedded, skipped: dict[int, str]) -> str:
     "Why a row's video cannot be played, empty if it can."
     cause = skipped.get(i) or embedded.causes.get(i)
@@ -137,7 +137,7 @@ def page_data(
             "looks": sorted(sizes.sort_values(ascending=False, kind="stable").index[:LOOKS].astype(int).tolist()),
             "outcomes": [_outcome_data(run, f, table, row) for f in run.metrics]}
 
-# %% ../../nbs/explorer/4_page.ipynb #76a3516b
+# %% ../../nbs/explorer/4_page.ipynb #e989afa6
 def about(
     n: int,  # videos of the run
     embedded: Embedded,
@@ -153,7 +153,7 @@ def about(
     out = f"{left:,} {'is' if left == 1 else 'are'} left out, so that the videos take no more than {mb:g} MB"
     return f"{here:,} of {n:,} videos {plays} from this file, without a network, mistakes first; " + "; ".join([out] * (left > 0) + [unread] * (gone > 0)) + "."
 
-# %% ../../nbs/explorer/4_page.ipynb #7a4e843c
+# %% ../../nbs/explorer/4_page.ipynb #aa65e5e0
 def _json(data: dict) -> str:
     "JSON that holds no end of a script."
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -177,7 +177,7 @@ def page_html(
              "script": own["js"], "data": _json(data), "videos": "\n".join(f'<script type="text/plain" id="v{i}">{v}</script>' for i, v in videos.items())}
     return re.sub("%%([a-z]+)%%", lambda m: parts[m[1]], own["html"])
 
-# %% ../../nbs/explorer/4_page.ipynb #ec027710
+# %% ../../nbs/explorer/4_page.ipynb #df743097
 def write_page(
     run: Run,
     path: str | Path | None = None,  # None: explore.html in the run's folder
