@@ -7,6 +7,7 @@ __all__ = ['PROFILES', 'TICKS', 'media_type', 'as_mp4', 'BrowserClip', 'browser_
 
 # %% ../../nbs/explorer/1_browser_video.ipynb #cd3395ba
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -93,12 +94,13 @@ def browser_clip(
     max_side: int = 480,  # pixels of the longer side, if re-encoded
     max_seconds: float = 20,  # if re-encoded
     max_bytes: int = 1_500_000,  # a larger file is re-encoded
+    keep: Collection[str] = ("video/mp4", "video/webm"),  # media types of files that are not re-encoded
 ) -> BrowserClip:
-    "The file's own bytes if browsers play them and they are at most `max_bytes`, else H.264; raises `VideoError` for what cannot be decoded."
+    "The file's own bytes if their type is one to keep and they are at most `max_bytes`, else H.264; raises `VideoError` for what cannot be decoded."
     video = probe(path)
     try:
         found = media_type(video)
-        if found and Path(path).stat().st_size <= max_bytes: return BrowserClip(Path(path).read_bytes(), found)
+        if found in keep and Path(path).stat().st_size <= max_bytes: return BrowserClip(Path(path).read_bytes(), found)
         cut = f", the first {max_seconds:g} of {video.duration:.0f} s" if video.duration > max_seconds else ""
         return BrowserClip(as_mp4(video, max_side, max_seconds, max_bytes), "video/mp4", "re-encoded to be shown here" + cut)
     except (av.error.FFmpegError, OSError, ValueError, MemoryError) as e: raise VideoError(path, str(e)) from e

@@ -92,7 +92,7 @@ def videos_html(
         limits = dict(max_side=240, max_seconds=8, max_bytes=300_000)
         near["shown"] = list(pool.map(lambda path, y: video_html(root/path, 104, f"training video of {classes[y]}", **limits), near["path"], near["label"]))
     cards = [_card_html(i, video, shown, near[near["of"] == i], error, feature, features, classes) for shown, (i, video) in zip(large, videos.iterrows())]
-    return "".join(cards)
+    return f'<div class="hw2-cards">{"".join(cards)}</div>'
 
 
 def _card_html(i, video, shown, near, error, feature, features, classes) -> str:
@@ -107,6 +107,7 @@ def _card_html(i, video, shown, near, error, feature, features, classes) -> str:
 # %% ../../nbs/explorer/3_explorer.ipynb #95d67f3b
 STYLE = """<style>
 .hw2-sentence { line-height: 1.4; font-size: 14px; margin: 0 0 4px; overflow-wrap: anywhere; }
+.hw2-cards { container-type: inline-size; }
 .hw2-card { display: grid; grid-template-columns: 184px minmax(0, 1fr); gap: 8px 16px; padding: 12px 0; border-top: 1px solid var(--jp-border-color2, #e0e0e0);
   line-height: 1.35; color: var(--jp-ui-font-color1, #1c2630); }
 .hw2-card figure { margin: 0; }
@@ -127,6 +128,7 @@ STYLE = """<style>
 .hw2-strip { display: flex; flex-wrap: wrap; gap: 6px 8px; margin-top: 4px; }
 .hw2-strip figure { width: 104px; }
 .hw2-waiting { opacity: .35; }
+@container (max-width: 420px) { .hw2-card { grid-template-columns: minmax(0, 1fr); } }
 </style>"""
 
 # %% ../../nbs/explorer/3_explorer.ipynb #f81af981
@@ -177,7 +179,7 @@ class _Panel(widgets.VBox):
         self.pages = widgets.HBox([self.previous, self.position, self.next])
         self.matrix = MatrixWidget(self.choose)
         left = widgets.VBox([self.matrix.canvas, _row(self.true, self.predicted)], layout=widgets.Layout(flex="0 0 auto", max_width="100%"))
-        right = widgets.VBox([self.sentence, self.videos, self.pages], layout=widgets.Layout(flex="1 1 460px", min_width="0", margin="0"))
+        right = widgets.VBox([self.sentence, self.videos, self.pages], layout=widgets.Layout(flex="1 1 240px", min_width="0", margin="0"))
         style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
         super().__init__([style, _row(self.run, self.feature, self.split), _row(left, right, align_items="flex-start")])
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NotebookError', 'execute', 'Commands', 'app', 'params_file', 'run', 'form_of', 'init', 'list_features',
-           'prediction_lines', 'predict_clips', 'see_doctor', 'check_submission_file', 'publish_run']
+           'prediction_lines', 'predict_clips', 'explore_run', 'see_doctor', 'check_submission_file', 'publish_run']
 
 # %% ../../nbs/7_run/90_cli.ipynb #04d761ab
 import os
@@ -222,6 +222,19 @@ def predict_clips(clips, name):
     click.echo("\n\n".join(map("\n".join, blocks)))
     for f, why in vector_features(run.params).items(): click.echo(f"{run.display_name(f)} is left out: {why}")
     if (predictions["error"] != "").any(): raise click.exceptions.Exit(1)
+
+# %% ../../nbs/7_run/90_cli.ipynb #089b5af7
+@app.command("explore")
+@click.argument("name", metavar="RUN")
+@click.option("--mb", default=60., show_default=True, type=click.FloatRange(min=0), help="Megabytes of video in the page, at most; mistakes come first.")
+def explore_run(name, mb):
+    "Write explore.html into RUN's folder: its matrices, maps and videos in one file that needs no server and no network."
+    from hw2.explorer.page import write_page
+    from hw2.run.record import done_run
+    from hw2.run.run import Run
+    folder = Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name
+    page = write_page(Run(done_run(folder)), mb=mb)
+    click.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
 
 # %% ../../nbs/7_run/90_cli.ipynb #5ff5516d
 @app.command("doctor")

@@ -211,18 +211,18 @@ class RunVectors(RunComparison):
         "Whether the columns of its vectors are other words in every fold."
         return self.kind(feature) == "sift" and self.params["folds"] is not None
 
-    def comparable(self, feature: str) -> tuple[np.ndarray, np.ndarray]:  # X (n, d), y (n,)
+    def comparable(self, feature: str) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:  # X (n, d), y (n,), the manifest's n rows
         "Vectors of the labelled videos; with folds SIFT's are counted anew in the first fold's words, and there are none where the cache is gone."
-        X, y = self._in_first_words(feature) if self.words_by_fold(feature) else self.vectors(feature)[:2]
-        return X[y >= 0], y[y >= 0]
+        X, y, rows = self._in_first_words(feature) if self.words_by_fold(feature) else self.vectors(feature)
+        return X[y >= 0], y[y >= 0], rows[y >= 0]
 
-    def _in_first_words(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
-        "Every readable video's bag of the first fold's words, and its label or -1."
+    def _in_first_words(self, feature: str) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+        "Every readable video's bag of the first fold's words, its label or -1, and its row of the manifest."
         bag = pooler_of(feature, self.params).load({"vocabulary": self.vocabulary(feature)[1]})
         try: found = read_feature(feature, self.params, self.manifest)
-        except FileNotFoundError: return np.zeros((0, bag.words), np.float32), np.zeros(0, np.int64)
-        there = [u.units is not None for u in found]
-        return bag.transform([u.units for u in found if u.units is not None]), self.manifest["label"].fillna(-1).to_numpy(np.int64)[there]
+        except FileNotFoundError: return np.zeros((0, bag.words), np.float32), np.zeros(0, np.int64), self.manifest[:0]
+        rows = self.manifest[[u.units is not None for u in found]]
+        return bag.transform([u.units for u in found if u.units is not None]), rows["label"].fillna(-1).to_numpy(np.int64), rows
 
 # %% ../../nbs/7_run/73_run.ipynb #be68c798
 class RunPlots(RunVectors):
@@ -242,14 +242,20 @@ class RunPlots(RunVectors):
         dims = {self.display_name(f): self.metrics[f]["dim"] for f in self.features}
         return plot_mlp(dims, self.params["classifier"]["hidden"], len(self.classes), self.params["classifier"]["dropout"])
 
+    def places(self, feature: str) -> tuple[pd.DataFrame, str]:  # id, label, x, y; the map's title
+        "t-SNE's places of the labelled videos' vectors, the same every time; no row where there is no map."
+        X, y, rows = self.comparable(feature)
+        if len(X) < LEAST or not np.ptp(X, axis=0).any(): return pd.DataFrame(columns=["id", "label", "x", "y"]), ""
+        kept, xy = embed_in_plane(X)
+        fold = f" in the words of fold {self.vocabulary(feature)[0]}" if self.words_by_fold(feature) else ""
+        sample = f", a sample of {len(X):,}" if len(kept) < len(X) else ""
+        table = pd.DataFrame({"id": rows["id"].to_numpy()[kept], "label": y[kept], "x": xy[:, 0], "y": xy[:, 1]})
+        return table, f"{self.display_name(feature)}: {len(kept):,} videos{fold}{sample}"
+
     def plot_map(self, feature: str) -> Axes | None:
         "t-SNE of the labelled videos' vectors."
-        X, y = self.comparable(feature)
-        if len(X) < LEAST or not np.ptp(X, axis=0).any(): return None
-        rows, xy = embed_in_plane(X)
-        fold = f" in the words of fold {self.vocabulary(feature)[0]}" if self.words_by_fold(feature) else ""
-        sample = f", a sample of {len(X):,}" if len(rows) < len(X) else ""
-        return plot_map(xy, y[rows], self.classes, f"{self.display_name(feature)}: {len(rows):,} videos{fold}{sample}")
+        table, title = self.places(feature)
+        return plot_map(table[["x", "y"]].to_numpy(), table["label"].to_numpy(int), self.classes, title) if len(table) else None
 
     def plot_recalls(self) -> Axes | None:
         "Each class's recall, all features beside each other."
@@ -281,7 +287,7 @@ class Run(RunPlots):
         if self.kind(feature) != "sift": return None
         rows, (fold, words), entry = self.fitted_on, self.vocabulary(feature), self.params["features"][feature]
         if fold != "all": rows = rows[(rows["fold"] != int(fold)).fillna(True)]
-        return plot_words(rows, self.classes, words, *self.comparable(feature), entry["keypoints"], entry["size"],
+        return plot_words(rows, self.classes, words, *self.comparable(feature)[:2], entry["keypoints"], entry["size"],
                           None if fold == "all" else f"the words of fold {fold}")
 
     def plot_confused(self, feature: str, pairs: int = 4) -> Figure | None:

@@ -26,11 +26,12 @@ def runs_in(
 # %% ../../nbs/7_run/77_videos.ipynb #f522fbad
 def all_predictions(
     run: Run,
+    outcomes: Sequence[str] | None = None,  # features and fusions; None: the features
 ) -> pd.DataFrame:  # index `id`; path, split, fold, label; per feature `pred_*`, `p_*` (its probability), `true_*` (that of the true class)
     "What every feature says of every video that was not trained on; what is not known is missing."
-    features, found = run.features, []
+    found = []
     rows = run.manifest.set_index("id")[["path", "split", "fold", "label"]]
-    for f in features:
+    for f in outcomes or run.features:
         predictions = run.predictions(f).set_index("id")
         p, label = predictions.filter(regex=r"^p_\d+$").to_numpy(float), predictions["label"].fillna(-1).to_numpy(int)
         true = np.where(label < 0, np.nan, p[np.arange(len(p)), label])

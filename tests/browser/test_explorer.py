@@ -197,6 +197,10 @@ def place_of(run: Path, feature: str, cell: tuple[int, int]) -> tuple[float, flo
 
 CONNECTED = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.connectionStatus === 'connected'"
 LOADED = "() => { const all = [...document.querySelectorAll('.hw2-card video')]; return all.length > 0 && all.every(v => v.readyState >= 2) }"
+BESIDE = """() => {
+  const [matrix, videos] = ['.jupyter-matplotlib', '.hw2-card'].map(s => document.querySelector(s).getBoundingClientRect());
+  return videos.top >= matrix.top && videos.top < matrix.top + 150 && videos.left > matrix.right && videos.right <= innerWidth;
+}"""
 PLAYS = "kind => { const v = document.querySelector(kind + ' video'); return v.currentTime > 0 && !v.paused }"
 
 
@@ -233,4 +237,9 @@ def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
                 page.wait_for_function(PLAYS, arg=kind, timeout=30_000)
             noted = page.locator(".hw2-large .hw2-note").all_inner_texts()
             assert noted == ["re-encoded to be shown here"] * (C[cell] if cell[0] == OLD else 0)
+        for width in (1600, 1280):  # the matrix stands left and the videos right of it; with less room they stand below
+            page.set_viewport_size({"width": width, "height": 1000})
+            page.wait_for_function(BESIDE, timeout=30_000)
+        page.set_viewport_size({"width": 900, "height": 1000})
+        page.wait_for_function(f"() => !({BESIDE})()", timeout=30_000)
         browser.close()

@@ -24,6 +24,10 @@ def test_class_names_and_ids_are_text_everywhere(tiny_demo, tmp_path, command):
     page = (home/"runs/hostile/report.html").read_text(encoding="utf-8")
     for raw in ["<script>alert", "<img src=x", "href=\"javascript", "\"http://127.0.0.1:9/i.png"]: assert raw not in page
     for shown in ["&lt;script&gt;alert(1)&lt;/script&gt;", "../../escape", "&lt;img src=x onerror=alert(0)&gt;"]: assert shown in page
+    assert command("explore", "hostile", cwd=home).returncode == 0
+    page = (home/"runs/hostile/explore.html").read_text(encoding="utf-8")
+    for raw in [*HOSTILE[:1], "<img src=x", "<script>alert"]: assert raw not in page
+    for shown in ["\\u003cscript>alert(1)", "\\u003cimg src=x onerror=alert(0)>", "23 of 24 videos play"]: assert shown in page
     assert {p.name for p in home.iterdir()} == {"set", "set.yaml", "runs", "cache"} and list(tmp_path.iterdir()) == [home]
     assert {p.name for p in (home/"runs/hostile").iterdir() if p.is_dir()} == {"figures", "sift"}
     assert command("check-submission", "runs/hostile/submission_sift.csv", "--data", "set", cwd=home).returncode == 0

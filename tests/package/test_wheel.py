@@ -42,7 +42,7 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_it_holds_every_source_and_nothing_else(wheel):
     held = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    modules = [p.relative_to(ROOT) for pattern in ("*.py", "weights/*") for p in (ROOT/"hw2").rglob(pattern)]
+    modules = [p.relative_to(ROOT) for pattern in ("*.py", "weights/*", "explorer/explore.*") for p in (ROOT/"hw2").rglob(pattern)]
     experiments = [Path("hw2/experiments")/p.relative_to(ROOT/"nbs/experiments") for p in (ROOT/"nbs/experiments").rglob("*")
                    if p.is_file() and not p.name.startswith(".") and ".ipynb_checkpoints" not in p.parts]
     assert sorted(held) == sorted(p.as_posix() for p in [*modules, *experiments])
@@ -118,6 +118,12 @@ def test_init_and_predict(run, call, installed, elsewhere):
 def test_the_run_as_an_object(run, call):
     done = call("-c", "import hw2; X, y, manifest = hw2.load('runs/far', 'sift'); print(list(hw2.Run('runs/far').features), X.shape, len(y), len(manifest))")
     assert done.stdout.split("\n")[0] == "['sift'] (10, 8) 10 10", done.stderr
+
+
+def test_explore_has_its_page(run, call, installed):
+    done = call(installed/"bin/hw2", "explore", "far")
+    assert done.returncode == 0 and done.stdout.startswith("runs/far/explore.html: "), done.stderr
+    assert "All 10 videos play from this file" in (run/"explore.html").read_text(encoding="utf-8")
 
 
 def test_publish_wants_a_checkout(call, installed):
