@@ -58,10 +58,11 @@ def execute(
     from traitlets.config import Config
     if sys.stderr.isatty(): os.environ["HW2_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger would warn of Python's frozen modules
+    bar = {"desc": f"{output.stem:12}", "unit": "cell", "leave": False, "disable": in_kernel() or not sys.stderr.isatty()}
     unfinished = temporary_path(output)
     try:
         papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
-                                   progress_bar={"desc": f"{output.stem:12}", "unit": "cell", "leave": False, "disable": in_kernel() or not sys.stderr.isatty()}, kernel_manager_class=_own_kernels(),
+                                   progress_bar=bar, kernel_manager_class=_own_kernels(),
                                    config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"],
                                    shutdown_kernel="immediate")  # a polite end waits for multiprocessing's helper process and may complain of it
     except papermill.PapermillExecutionError as e:
@@ -126,7 +127,8 @@ def stages(
     trained = f"train a classifier{f' with {n} seeds' if n > 1 else ''} on"
     fusion = {"fuse": ("fuse", f"fuse {some(fused(params))}", {})} if fused(params) else {}
     return {"extract": ("extract", f"read the videos, compute {some(features)}", {}),
-            **{f"train_{f}": ("train", f"{trained} {f}", {"feature": f}) for f in features}, **fusion, "report": ("report", "draw the figures, write the report", {})}
+            **{f"train_{f}": ("train", f"{trained} {f}", {"feature": f}) for f in features}, **fusion,
+            "report": ("report", "draw the figures, write the report", {})}
 
 # %% ../../nbs/7_run/90_cli.ipynb #1502160c
 def closing_lines(
@@ -135,10 +137,10 @@ def closing_lines(
     "What a run reached, for a terminal of 100 columns: top-1 with its interval, and how many videos are missing in it."
     from hw2.report.scores import short_summary
     summary = pd.read_csv(run/"figures/summary.csv", dtype={"feature": str}, keep_default_na=False, na_values=[""])
-    yield from ["", to_text(short_summary(summary)), "top-1 with its 95 % interval", ""]
-    causes = pd.read_csv(run/"skipped.csv", dtype=str, keep_default_na=False)["cause"]
-    given_up = sum(map(is_transient, causes))
-    if len(causes): yield f"{len(causes)} videos could not be read and are not counted: {run/'skipped.csv'}"
+    yield from ["", *to_text(short_summary(summary)).splitlines(), "top-1 with its 95 % interval", ""]
+    skipped = pd.read_csv(run/"skipped.csv", dtype=str, keep_default_na=False)
+    missing, given_up = (skipped["id"] != "").sum(), sum(map(is_transient, skipped["cause"]))
+    if missing: yield f"videos that could not be read and are not counted: {missing}, listed in {run/'skipped.csv'}"
     if given_up: yield f"{given_up} of the videos were given up for time or memory; the same command tries them again, each alone"
 
 # %% ../../nbs/7_run/90_cli.ipynb #0d7f4a81
@@ -304,7 +306,8 @@ def check_submission_file(file, data):
 @click.argument("name")
 def publish_run(name):
     "Copy the run NAME's figures to figures/, its results into README.md and docs/results.md; audit the homework report's tables anew."
-    if ROOT is None: raise RuntimeError("publish writes figures/, README.md and docs/ of a checkout; this hw2 was installed without one (pip install -e in a clone)")
+    where = "publish writes figures/, README.md and docs/ of a checkout"
+    if ROOT is None: raise RuntimeError(f"{where}; this hw2 was installed without one (pip install -e in a clone)")
     from hw2.run.publish import publish
     from hw2.run.run import Run
     run, audit = Run(run_folder(name)), {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}

@@ -33,9 +33,11 @@ def short_results(
     "The README's results: every feature, every fusion and the majority class, and one matrix for each feature."
     rows = short_summary(run.summary()).rename(columns={"dim": "numbers"})
     rows = rows[rows["feature"].isin([*(run.display_name(f) for f in run.metrics), "majority class"])]
-    pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {f}" width="32%">' for f in run.features if run.confusion(f).any()]
+    scored = [f for f in run.features if run.confusion(f).any()]
+    caption = "The confusion matrices, left to right in the table's order; rows are true classes, columns predicted ones:\n"
+    pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {f}" width="32%">' for f in scored]
     made = f"{_videos(run)} videos. Top-1 with its 95 % interval (Wilson).\n`numbers` is the length of a video's vector."
-    return "\n".join([made, "", to_markdown(rows), *pictures])
+    return "\n".join([made, "", to_markdown(rows), *([caption] if scored else []), *pictures])
 
 # %% ../../nbs/7_run/79_publish.ipynb #4f0da8ad
 def _some(
@@ -68,13 +70,13 @@ def _compared(
 
 def differences_table(
     differences: pd.DataFrame,  # a run's
-) -> pd.DataFrame:  # better, worse, then as in `_compared`
-    "Every two features, the better one first."
-    d = differences
-    turned = d["difference"] < 0
-    swapped = d.assign(a=d["a"].where(~turned, d["b"]), b=d["b"].where(~turned, d["a"]), low=d["low"].where(~turned, 0 - d["high"]),
-                       high=d["high"].where(~turned, 0 - d["low"]), difference=d["difference"].abs(), seeds_mean=d["seeds_mean"].where(~turned, 0 - d["seeds_mean"]))
-    return pd.concat([swapped[["a", "b"]].set_axis(["better", "worse"], axis=1), _compared(swapped, "difference")], axis=1)
+) -> pd.DataFrame:  # higher, lower, then as in `_compared`
+    "Every two features, the one with the higher top-1 first."
+    d, turned = differences, differences["difference"] < 0
+    other = pd.DataFrame({"a": d["b"], "b": d["a"], "difference": 0 - d["difference"], "low": 0 - d["high"], "high": 0 - d["low"],
+                          "seeds_mean": 0 - d["seeds_mean"]})  # 0 - 0 is 0, where -0 would be written -0.000
+    swapped = d.assign(**{c: d[c].where(~turned, other[c]) for c in other})
+    return pd.concat([swapped[["a", "b"]].set_axis(["higher", "lower"], axis=1), _compared(swapped, "difference")], axis=1)
 
 
 def gains_table(
@@ -98,7 +100,7 @@ def _fitted(
 
 
 PICTURES = {"recall": "Recall of each class, the features side by side",
-            "time_reversal": "Pairs of classes that differ in the direction of time: share classified correctly"}
+            "time_reversal": "Pairs of classes that differ in the direction of time"}
 
 
 def _sections(run: Run) -> dict[str, list[str]]:  # paragraphs by heading
