@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'SECONDS', 'SUMMARY', 'published_matrix', 'published_top1', 'split_sizes', 'class_statistics', 'intervals',
-           'every_top1', 'seed_spread', 'means', 'differences', 'gains', 'reversals', 'summary', 'timings']
+           'every_top1', 'seed_spread', 'means', 'differences', 'gains', 'reversals', 'summary', 'short_summary',
+           'timings']
 
 # %% ../../nbs/6_report/65_scores.ipynb #97fec6eb
 from collections.abc import Mapping, Sequence
@@ -155,6 +156,26 @@ def summary(
     df.loc[df["test_top1"].isna(), "n_test"] = None
     whole_numbers, ratios = ["dim", "n_val", "n_test"], ["val_top1", "test_top1", "report_val_top1", "report_kaggle"]
     return df.astype(dict.fromkeys(whole_numbers, "Int64") | dict.fromkeys(ratios, "Float64"))
+
+# %% ../../nbs/6_report/65_scores.ipynb #b55414bc
+def _with_interval(
+    top1: float,  # missing where no label is known
+    n: int,  # videos
+) -> str:
+    "A top-1 and its interval as text."
+    if pd.isna(top1) or not n: return ""
+    low, high = wilson_interval(round(top1 * n), n)
+    return f"{top1:.3f} ({low:.3f} to {high:.3f})"
+
+
+def short_summary(
+    summary: pd.DataFrame,  # from `summary`, or read from summary.csv
+) -> pd.DataFrame:  # feature, dim, validation, test; a column that would be empty is left out
+    "Every row's top-1 as text, with its interval."
+    columns = {name: [_with_interval(*row) for row in summary[[f"{split}_top1", f"n_{split}"]].itertuples(index=False)]
+               for name, split in [("validation", "val"), ("test", "test")]}
+    df = summary[["feature", "dim"]].astype({"dim": "Int64"}).assign(**columns)
+    return df.drop(columns=[c for c in columns if not df[c].any()])
 
 # %% ../../nbs/6_report/65_scores.ipynb #15843322
 def timings(

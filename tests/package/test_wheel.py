@@ -128,4 +128,5 @@ def test_explore_has_its_page(run, call, installed):
 
 def test_publish_wants_a_checkout(call, installed):
     done = call(installed/"bin/hw2", "publish", "far")
-    assert done.returncode == 1 and done.stderr.startswith("hw2: publish writes figures/ and README.md of a checkout; this hw2 was installed without one")
+    said = "hw2: publish writes figures/, README.md and docs/ of a checkout; this hw2 was installed without one"
+    assert done.returncode == 1 and done.stderr.startswith(said)

@@ -148,8 +148,8 @@ def test_a_bundled_network_has_the_accuracy_in_its_sidecar(name):
     assert accuracy == pytest.approx(facts["right_answers"][first], abs=0.12)
 
 
-def test_readme_has_the_results_of_the_network_pretrained_without_most_motions():
+def test_docs_have_the_results_of_the_network_pretrained_without_most_motions():
     twin = pd.read_csv(WEIGHTS/"without.csv").set_index("videos")
     assert set(twin["without"]["val"].split(", ")) <= {*ACTORS, "spin", "grow", "flicker", "camera"} and (twin["seeds"] == 5).all()
-    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    text = (ROOT/"docs/pretraining.md").read_text(encoding="utf-8")
     assert f"reaches {twin['mean']['val']:.3f} on the validation and {twin['mean']['test']:.3f} on the test videos (means of five seeds)" in text
