@@ -111,7 +111,7 @@ class Vocabulary:
     def __init__(self,
         words: int = 128,  # k
         seed: int = 0,
-        sample: int = 400,  # descriptors that k-means sees for each word, at most; drawn without replacement
+        sample: int = 400,  # descriptors given to k-means for each word, at most; drawn without replacement
         starts: int = 80,  # descriptors of the sample, for each word, among which k-means++ finds where to start
         max_iter: int = 20,  # k-means' passes over the sample, at most
     ):
