@@ -56,10 +56,11 @@ def mark_cell(
     ax: plt.Axes,  # of a matrix whose cells are 1 wide and high, the first one's corner at 0, 0
     true: int,  # class, the row
     pred: int,  # class, the column
+    width: float = 2.5,  # points
 ) -> None:
     "Draw a frame around one cell: orange on white, so that it stands out from any colour and in grey."
-    for colour, width in (("white", 5), (MARK, 2.5)):
-        ax.add_patch(Rectangle((pred, true), 1, 1, fill=False, edgecolor=colour, linewidth=width, clip_on=False, zorder=3))
+    for colour, wide in (("white", 2 * width), (MARK, width)):
+        ax.add_patch(Rectangle((pred, true), 1, 1, fill=False, edgecolor=colour, linewidth=wide, clip_on=False, zorder=3))
 
 # %% ../../nbs/6_report/61_plots.ipynb #f5c80942
 def plot_confusion(
@@ -210,12 +211,13 @@ def _box(
     head: str,
     foot: str = "",  # small, below the head
     learned: bool = False,  # dark: it has weights
+    sizes: tuple[float, float] = (11, 9.5),  # of the texts, in points
 ) -> None:
     "A rounded box with a name and its sizes."
     face, edge, ink = ("#2b6a99", "#2b6a99", "white") if learned else ("#eef3f7", "#8aa4b8", "#1f2d3a")
     ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0,rounding_size=.12", fc=face, ec=edge, lw=1.2))
-    ax.text(x, y + (.15 if foot else 0), head, ha="center", va="center", size=11, weight="bold", color=ink, parse_math=False)
-    if foot: ax.text(x, y - .19, foot, ha="center", va="center", size=9.5, color=ink, parse_math=False)
+    ax.text(x, y + (.15 if foot else 0), head, ha="center", va="center", size=sizes[0], weight="bold", color=ink, parse_math=False)
+    if foot: ax.text(x, y - .19, foot, ha="center", va="center", size=sizes[1], color=ink, parse_math=False)
 
 
 def plot_mlp(
