@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'SEEN', 'sample_frames', 'plot_strips', 'sheet_plan', 'confused_pairs', 'misclassified', 'plot_keypoints',
-           'patch', 'nearest_descriptors', 'distinctive_words', 'save_photos']
+           'patch', 'plot_descriptor', 'nearest_descriptors', 'distinctive_words', 'save_photos', 'photo']
 
 # %% ../../nbs/6_report/63_photos.ipynb #63eef8e9
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
+from IPython.display import Image
 from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.figure import Figure
 from sklearn.feature_selection import chi2
@@ -26,7 +28,7 @@ from ..data.probe import VideoError, probe
 from ..data.video import decode, frames_at
 from ..evaluation.metrics import check_matrix
 from ..features.sift import downscale, nearest_word
-from .plots import _short, save_figure
+from .plots import _short, picture, save_figure
 
 # %% ../../nbs/6_report/63_photos.ipynb #909a1a95
 def sample_frames(
@@ -157,6 +159,28 @@ def patch(
     cut = np.where(there > 127, np.clip((cut - low) * 255 / max(high - low, 1), 0, 255), 128).astype(np.uint8)
     return cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA)
 
+# %% ../../nbs/6_report/63_photos.ipynb #cecd9c6a
+def plot_descriptor(
+    d: np.ndarray,  # (128,) a keypoint's descriptor
+    seen: np.ndarray | None = None,  # (side, side) uint8, what it describes, as `patch` cuts it out: drawn pale behind the rays
+    title: str | None = None,
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
+    "A descriptor's 4 x 4 cells with 8 rays each; a ray points to where brightness rises."
+    ax = ax or plt.subplots(figsize=(3, 3), layout="constrained")[1]
+    row, column, way = np.indices((4, 4, 8)).reshape(3, -1)
+    angle = -2 * np.pi * way / 8  # counted against the clock, and an image's rows run down
+    middles, length = np.stack([column, row], axis=1) + .5, .5 * d[:, None] / max(d.max(), 1)
+    if seen is not None: ax.imshow(seen, cmap="gray", vmin=-255, vmax=255, extent=(0, 4, 4, 0), interpolation="hanning")
+    ax.hlines(range(5), 0, 4, color="#9aa5ad", lw=.8)
+    ax.vlines(range(5), 0, 4, color="#9aa5ad", lw=.8)
+    ends = middles + length * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    ax.add_collection(LineCollection(np.stack([middles, ends], axis=1), colors="#D55E00", linewidths=1.8))
+    ax.set(xlim=(-.05, 4.05), ylim=(4.05, -.05), aspect="equal")
+    ax.axis("off")
+    if title: ax.set_title(title, loc="left", size=9, parse_math=False)
+    return ax
+
 # %% ../../nbs/6_report/63_photos.ipynb #80215559
 def nearest_descriptors(
     D: np.ndarray,  # (m, 128) uint8 descriptors
@@ -191,3 +215,15 @@ def save_photos(
     save_figure(fig, stem, formats=["png"])
     with PIL.Image.open(f"{stem}.png") as full: few = full.convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
     with atomic_write(f"{stem}.png") as tmp: few.save(tmp, optimize=True)
+
+# %% ../../nbs/6_report/63_photos.ipynb #42d05106
+def photo(
+    drawn: Figure | plt.Axes,  # is closed
+    alt: str,  # what it shows, for who cannot see it
+    most: int = 820,  # pixels on the page
+    colours: int = 64,
+) -> Image:
+    "The figure as a PNG of so many colours, to be displayed."
+    with tempfile.TemporaryDirectory() as folder:
+        save_photos(drawn.figure, Path(folder)/"photo", colours)
+        return picture(Path(folder)/"photo.png", alt, most)

@@ -1,0 +1,86 @@
+"""One video: the first notebook to read runs offline, in a minute, writes nothing beside its temporary folder, and shows what its prose says"""
+
+import os
+import resource
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from traitlets.config import Config
+
+from hw2.core.files import ROOT
+
+NOTEBOOK = ROOT/"nbs/one_video.ipynb"
+QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})
+CPU_SECONDS = 120  # a minute of two cores
+
+
+def cpu_seconds() -> float:
+    "Of all child processes that have ended, and their own."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    "An empty working directory."
+    return tmp_path_factory.mktemp("newcomer")
+
+
+@pytest.fixture(scope="module")
+def executed(home, tmp_path_factory):
+    "The notebook, executed there in a fresh kernel with no network, and the CPU seconds that it took."
+    notebook, before = nbformat.read(NOTEBOOK, 4), cpu_seconds()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HW2_TERMINAL", os.devnull)
+        for folder in ("TMPDIR", "TORCH_HOME"): patch.setenv(folder, str(tmp_path_factory.mktemp(folder)))
+        for proxy in ("http_proxy", "https_proxy"): patch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(home)}}, config=QUIET).execute()
+    return notebook, cpu_seconds() - before
+
+
+def shown(notebook, kinds: tuple[str, ...] = ("text/plain",), varying: bool = True) -> list:
+    "The outputs of these kinds, cell by cell; without those of cells whose outputs vary, if so asked."
+    cells = [c for c in notebook.cells if c.cell_type == "code" and (varying or "varies" not in c.metadata.get("tags", []))]
+    return [[o["data"][k] for o in c.outputs for k in kinds if k in o.get("data", {})] for c in cells]
+
+
+def answers(notebook) -> dict[str, str]:
+    "What each feature predicts for the video, as the table shows it."
+    cell, = [c for c in notebook.cells if '"of the true class"' in c.source]
+    return dict(line.split()[:2] for line in cell.outputs[0]["data"]["text/plain"].splitlines()[1:])
+
+
+def test_runs_top_to_bottom_without_a_word_on_stderr(executed):
+    assert [o["text"] for c in executed[0].cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"] == []
+
+
+def test_takes_less_than_a_minute_of_two_cores(executed):
+    assert 1 < executed[1] < CPU_SECONDS
+
+
+def test_writes_nothing_where_it_runs(executed, home):
+    assert list(home.iterdir()) == []
+
+
+def test_stored_outputs_are_those_of_the_code(executed):
+    stored = nbformat.read(NOTEBOOK, 4)
+    assert shown(stored, varying=False) == shown(executed[0], varying=False)
+    assert [len(pictures) for pictures in shown(stored, ("image/png",))] == [len(pictures) for pictures in shown(executed[0], ("image/png",))]
+    assert sum(map(len, shown(stored, ("image/png",)))) >= 14
+
+
+@pytest.mark.parametrize("which", ["stored", "executed"])
+def test_the_features_disagree_as_the_prose_says(which, executed):
+    predicted = answers(nbformat.read(NOTEBOOK, 4) if which == "stored" else executed[0])
+    assert (predicted["cnn"], predicted["cnn3d"]) == ("wheel_right", "wheel_left") and predicted["sift"] not in ("wheel_right", "wheel_left")
+
+
+def test_it_is_light_and_its_cells_are_short():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert NOTEBOOK.stat().st_size < 1_000_000 and set(notebook.metadata) == {"kernelspec"}
+    assert max(len(c.source.splitlines()) for c in code[1:]) <= 5  # the imports are longer
+    assert {key for c in notebook.cells for key in c.metadata} <= {"tags"}
+    assert not any(o.output_type == "error" or "application/vnd.jupyter.widget-view+json" in o.get("data", {}) for c in code for o in c.outputs)
