@@ -11,9 +11,10 @@ from .networks import BUILDING, MINI, WeightsError, build, known_backbones, unkn
 # %% ../../nbs/2_features/26_backbone.ipynb #81f54d28
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import torch
 import torchvision
@@ -23,10 +24,11 @@ from torchvision.transforms._presets import ImageClassification, VideoClassifica
 
 from ..core.cards import clip_frames
 from ..core.files import file_hash
-from ..data.probe import Video
 from .base import reorder
 from .engine import check_engine, engine_version, runner
 from .weights import is_local_file, load_weights, normalize, preprocessing, resize_and_crop, sidecar, torchvision_weights, weights_file
+
+if TYPE_CHECKING: from hw2.data.probe import Video
 
 # %% ../../nbs/2_features/26_backbone.ipynb #efd4d908
 def embedding_node(
@@ -146,7 +148,7 @@ class BackboneSpec:
 
     def key(self) -> dict:
         "Everything that the embeddings' values depend on."
-        libraries = {m.__name__: m.__version__.split("+")[0] for m in (torch, torchvision, av)}
+        libraries = {m.__name__: m.__version__.split("+")[0] for m in (torch, torchvision)} | _decoder()
         weights = "random" if self.untrained else self.facts.get("hash") or file_hash(self.file)
         return dict(backbone=self.name, weights=weights, node=self.node, transform=repr(self.transform), batch=self.batch,
                     device=self.device.split(":")[0], precision=self.precision, engine=self.engine) | libraries | engine_version(self.engine)
@@ -154,6 +156,12 @@ class BackboneSpec:
     def prepare(self, rgb: np.ndarray) -> np.ndarray:  # (h, w, 3) uint8 -> (3, H, W) uint8
         "One frame resized and cropped; a clip's frames are prepared one by one, which gives the same numbers."
         return resize_and_crop(self.transform, torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)).numpy()
+
+
+def _decoder() -> dict[str, str]:
+    "PyAV's version, for the store's key; nothing where it is not installed and frames come from elsewhere."
+    try: return {"av": version("av")}
+    except PackageNotFoundError: return {}
 
 # %% ../../nbs/2_features/26_backbone.ipynb #fc130ec5
 class Backbone(BackboneSpec):
@@ -206,7 +214,7 @@ class EmbeddingExtractor:
         order = {} if self.order == "forward" else {"order": self.order}
         return dict(kind=self.kind, version=self.version) | order | self.backbone.key()
 
-    def ordered(self, times: np.ndarray, video: Video) -> np.ndarray:  # (n, frames a unit) seconds
+    def ordered(self, times: np.ndarray, video: "Video") -> np.ndarray:  # (n, frames a unit) seconds
         "The moments in this extractor's order."
         return reorder(times, self.order, file_hash(video.path) if self.order == "shuffled" else "")
 
