@@ -56,6 +56,8 @@ def flatten_maps(
 # %% ../../nbs/2_features/26_backbone.ipynb #ee578e30
 class Embedder(nn.Module):
     "A module from bytes to embeddings, for an engine to run: normalization, the network, and pooling of the node's values."
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # of the network's input, by its number of dimensions
+
     def __init__(self,
         network: nn.Module,  # in evaluation mode
         node: str | None,  # as in `embedding_node`
@@ -74,8 +76,7 @@ class Embedder(nn.Module):
     def capture(self, module: nn.Module, inputs: tuple, *output: torch.Tensor) -> None: self.captured = (output or inputs)[0].clone()  # layers may be in-place
 
     def forward(self, x):  # (b, 3, H, W) frames or (b, 3, t, H, W) clips, uint8 -> (b, d) float32
-        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-        x = normalize(self.transform, x, self.statistics).to(self.input_type).contiguous(memory_format=layout)
+        x = normalize(self.transform, x, self.statistics).to(self.input_type).contiguous(memory_format=self.layouts[x.ndim])
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != self.input_type): self.network(x)
         captured, self.captured = self.captured, None
         if captured is None: raise WeightsError("the forward pass does not use the node of the embedding")
