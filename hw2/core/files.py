@@ -20,8 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 if TYPE_CHECKING: import pandas as pd  # worker processes do not import pandas
 
 # %% ../../nbs/0_core/00_files.ipynb #da4ca5f2
@@ -73,6 +71,7 @@ def remove_temporary(
 
 def _ended(pid: int) -> bool:
     "Whether the process does not exist or is a zombie."
+    import psutil  # here, so that networks run where it is not installed
     try: return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess: return True
 

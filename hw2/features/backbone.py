@@ -9,11 +9,12 @@ __all__ = ['BATCH_BYTES', 'needed_tensors', 'locked_cached_property', 'BackboneS
 from .networks import BUILDING, MINI, WeightsError, build, known_backbones, unknown  # before torchvision, which it prepares for import
 
 # %% ../../nbs/2_features/26_backbone.ipynb #81f54d28
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import torch
 import torchvision
@@ -23,10 +24,11 @@ from torchvision.transforms._presets import ImageClassification, VideoClassifica
 
 from ..core.cards import clip_frames
 from ..core.files import file_hash
-from ..data.probe import Video
 from .base import reorder
-from .engine import check_engine, engine_version, runner
+from .engine import check_engine, engine_version, rewrite, runner
 from .weights import is_local_file, load_weights, normalize, preprocessing, resize_and_crop, sidecar, torchvision_weights, weights_file
+
+if TYPE_CHECKING: from hw2.data.probe import Video
 
 # %% ../../nbs/2_features/26_backbone.ipynb #efd4d908
 def embedding_node(
@@ -54,14 +56,19 @@ def flatten_maps(
 # %% ../../nbs/2_features/26_backbone.ipynb #ee578e30
 class Embedder(nn.Module):
     "A module from bytes to embeddings, for an engine to run: normalization, the network, and pooling of the node's values."
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # of the network's input, by its number of dimensions
+
     def __init__(self,
         network: nn.Module,  # in evaluation mode
         node: str | None,  # as in `embedding_node`
         transform: ImageClassification | VideoClassification,
-        precision: str = "float32",  # of the convolutions; "bfloat16" or "float16" use autocast
+        precision: str = "float32",  # of the convolutions; for "bfloat16" or "float16" autocast, unless the weights have that precision
     ):
         super().__init__()
         self.network, self.transform, self.precision, self.captured = network, transform, getattr(torch, precision), None
+        weights = next(network.parameters())
+        self.input_type = weights.dtype
+        self.register_buffer("statistics", torch.tensor([transform.mean, transform.std], device=weights.device), persistent=False)
         module, side = embedding_node(network, node)
         if side == "output": module.register_forward_hook(self.capture)
         else: module.register_forward_pre_hook(self.capture)
@@ -69,9 +76,8 @@ class Embedder(nn.Module):
     def capture(self, module: nn.Module, inputs: tuple, *output: torch.Tensor) -> None: self.captured = (output or inputs)[0].clone()  # layers may be in-place
 
     def forward(self, x):  # (b, 3, H, W) frames or (b, 3, t, H, W) clips, uint8 -> (b, d) float32
-        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-        x = normalize(self.transform, x).contiguous(memory_format=layout)
-        with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32): self.network(x)
+        x = normalize(self.transform, x, self.statistics).to(self.input_type).contiguous(memory_format=self.layouts[x.ndim])
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision != self.input_type): self.network(x)
         captured, self.captured = self.captured, None
         if captured is None: raise WeightsError("the forward pass does not use the node of the embedding")
         return flatten_maps(captured).float()
@@ -120,10 +126,12 @@ class BackboneSpec:
         device: str = "cpu",
         engine: str = "eager",  # as in `runner`: eager, compile or openvino
         precision: str | None = None,  # as in `Embedder`; None: float32 on a CPU, 16 bits on an accelerator
+        rewrites: Collection[str] = (),  # as in `rewrite`; of a network whose node is named, "half" alone
     ):
         if name not in known_backbones(): raise unknown("backbone", name, known_backbones())
         check_engine(engine, device)
         self.name, self.weights, self.node, self.device, self.engine, self._precision = name, weights, node, device, engine, precision
+        self.rewrites = sorted(rewrites if node is None else {"half"} & {*rewrites})
         self.facts = sidecar(name, self.file) if name in MINI and self.file else {}
         self.transform = preprocessing(name, weights, preprocess, self.facts)
         self.shape = (3, *[clip_frames(name)] * self.clips, *self.prepare(np.zeros((32, 32, 3), np.uint8)).shape[1:])  # of one item
@@ -146,14 +154,21 @@ class BackboneSpec:
 
     def key(self) -> dict:
         "Everything that the embeddings' values depend on."
-        libraries = {m.__name__: m.__version__.split("+")[0] for m in (torch, torchvision, av)}
+        libraries = {m.__name__: m.__version__.split("+")[0] for m in (torch, torchvision)} | _decoder()
         weights = "random" if self.untrained else self.facts.get("hash") or file_hash(self.file)
+        rewritten = {"rewrites": self.rewrites} if self.rewrites else {}
         return dict(backbone=self.name, weights=weights, node=self.node, transform=repr(self.transform), batch=self.batch,
-                    device=self.device.split(":")[0], precision=self.precision, engine=self.engine) | libraries | engine_version(self.engine)
+                    device=self.device.split(":")[0], precision=self.precision, engine=self.engine) | libraries | engine_version(self.engine) | rewritten
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:  # (h, w, 3) uint8 -> (3, H, W) uint8
         "One frame resized and cropped; a clip's frames are prepared one by one, which gives the same numbers."
         return resize_and_crop(self.transform, torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)).numpy()
+
+
+def _decoder() -> dict[str, str]:
+    "PyAV's version, for the store's key; nothing where it is not installed and frames come from elsewhere."
+    try: return {"av": version("av")}
+    except PackageNotFoundError: return {}
 
 # %% ../../nbs/2_features/26_backbone.ipynb #fc130ec5
 class Backbone(BackboneSpec):
@@ -167,7 +182,7 @@ class Backbone(BackboneSpec):
         elif self.name in MINI or is_local_file(self.name, self.weights): network = load_weights(make(), self.file, needed)
         else: network = get_model(self.name, weights=torchvision_weights(self.name, self.weights))  # downloaded already; some models differ by weights
         embedding_node(network, self.node)  # raises for an unknown node
-        return network.eval().requires_grad_(False).to(self.device)
+        return rewrite(network.eval().requires_grad_(False), self.rewrites, self.precision).to(self.device)
 
     @locked_cached_property
     def embedder(self) -> Embedder: return Embedder(self.network, self.node, self.transform, self.precision)
@@ -182,8 +197,9 @@ def embed(
     x: np.ndarray,  # (b, 3, H, W) frames or (b, 3, t, H, W) clips, uint8, b at most the backbone's batch
 ) -> np.ndarray:  # (b, d) float32
     "The embedding of every item; the batch is padded to its fixed size, and copied to an accelerator from pinned memory."
-    full = torch.from_numpy(np.concatenate([x, np.zeros((backbone.batch - len(x), *x.shape[1:]), x.dtype)]))
-    if backbone.device.startswith("cuda"): full = full.pin_memory()
+    full = torch.empty(backbone.batch, *x.shape[1:], dtype=torch.uint8, pin_memory=backbone.device.startswith("cuda"))
+    rows = full.numpy()
+    rows[:len(x)], rows[len(x):] = x, 0
     return backbone.run(full.to(backbone.device, non_blocking=True)).cpu().numpy()[:len(x)]
 
 # %% ../../nbs/2_features/26_backbone.ipynb #5de98136
@@ -206,7 +222,7 @@ class EmbeddingExtractor:
         order = {} if self.order == "forward" else {"order": self.order}
         return dict(kind=self.kind, version=self.version) | order | self.backbone.key()
 
-    def ordered(self, times: np.ndarray, video: Video) -> np.ndarray:  # (n, frames a unit) seconds
+    def ordered(self, times: np.ndarray, video: "Video") -> np.ndarray:  # (n, frames a unit) seconds
         "The moments in this extractor's order."
         return reorder(times, self.order, file_hash(video.path) if self.order == "shuffled" else "")
 

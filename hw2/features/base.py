@@ -9,12 +9,11 @@ __all__ = ['POOLS', 'Extractor', 'check_extractor', 'reorder', 'Pooler', 'check_
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from ..data.probe import Video, probe
-from ..data.video import read_frames
+if TYPE_CHECKING: from hw2.data.probe import Video  # networks run where PyAV is not installed
 
 # %% ../../nbs/2_features/20_base.ipynb #dfdcf27f
 @runtime_checkable
@@ -28,7 +27,7 @@ class Extractor(Protocol):
 
     def key(self) -> dict: "What changes the numbers, as JSON holds it; `key()['kind']` is the kind. Equal keys share a store."
 
-    def times(self, video: Video) -> np.ndarray: "The moments whose frames make each unit: (n, frames a unit) float64 seconds, n at least 1."
+    def times(self, video: "Video") -> np.ndarray: "The moments whose frames make each unit: (n, frames a unit) float64 seconds, n at least 1."
 
     def ready(self) -> None: "Load what `units` needs and try it; raises `ValueError` or `RuntimeError` where that fails. Workers never call it."
 
@@ -42,6 +41,8 @@ def check_extractor(
     path: str | Path,  # a video to try it on
 ) -> np.ndarray:  # (n, d) or (n, keypoints, 128), the video's units
     "Raise `AssertionError` where an extractor breaks the protocol; scikit-learn's `check_estimator` for features."
+    from hw2.data.probe import probe
+    from hw2.data.video import read_frames
     assert isinstance(extractor, Extractor), f"{type(extractor).__name__} lacks an attribute or a method of `Extractor`"
     key, video = extractor.key(), probe(path)
     assert json.loads(json.dumps(key)) == key and key["kind"] == extractor.kind, f"{extractor.kind}: the key changes on its way through JSON"

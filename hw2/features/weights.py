@@ -165,7 +165,9 @@ def resize_and_crop(
 def normalize(
     transform: ImageClassification | VideoClassification,
     x: torch.Tensor,  # (b, 3, ...) uint8
+    statistics: torch.Tensor | None = None,  # (2, 3), the transform's mean and deviation on x's device; None: copied there
 ) -> torch.Tensor:  # (b, 3, ...) float32
     "The preset's second step: from 0..255 to mean 0 and standard deviation 1 by the training's statistics."
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, *[1] * (x.ndim - 2)) for v in (transform.mean, transform.std))
+    if statistics is None: statistics = torch.tensor([transform.mean, transform.std], device=x.device)
+    mean, std = (v.view(1, 3, *[1] * (x.ndim - 2)) for v in statistics)
     return (x.float() / 255 - mean) / std

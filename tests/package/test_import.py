@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 
+import av
 import pytest
 
 import hw2
+from hw2.features.backbone import Backbone
 
 NAMES = {"Run": "hw2.run.run", "load": "hw2.run.run", "SIFT": "hw2.features.sift", "BagOfWords": "hw2.features.sift",
          "FrameEmbeddings": "hw2.features.frames", "ClipEmbeddings": "hw2.features.clips", "MLP": "hw2.classifier.mlp"}  # and the module where each is made
@@ -55,3 +58,18 @@ def test_a_name_costs_nothing_before_it_is_used():
 def test_threads_are_set_up_before_torch_unless_somebody_did(chosen):
     code = f"import hw2; print(json.dumps([{{k: os.environ[k] for k in {list(THREADS)}}}, 'torch' in sys.modules]))"
     assert in_new_process(code, **chosen) == [THREADS | chosen, False]
+
+
+ABSENT = ["av", "cv2", "pandas", "psutil", "pydantic", "sklearn", "tqdm", "yaml"]
+
+
+def test_networks_run_where_only_torch_is_installed():
+    "The modules that compute networks import torch, torchvision, numpy and safetensors; a batch of frames from memory goes through one."
+    code = (f"sys.modules.update(dict.fromkeys({ABSENT}))\nimport numpy as np\n"
+            "from hw2.features import backbone, base, checkpoint, engine, networks, weights\n"
+            "network = backbone.Backbone('convnext_mini', 'bundled', batch=4)\n"
+            "frames = [network.prepare(f) for f in np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), np.uint8)]\n"
+            "print(json.dumps([backbone.embed(network, np.stack(frames)).shape, network.key(), sorted(m for m in sys.modules if m.startswith('hw2.data'))]))")
+    shape, key, data = in_new_process(code)
+    assert (shape, data) == ([3, 256], [])
+    assert key == Backbone("convnext_mini", "bundled", batch=4).key() and key["av"] == version("av") == av.__version__

@@ -1,11 +1,13 @@
 """What runs the networks: every engine gives what torchvision's own network gives, on any number of cores, and says so where it cannot"""
 
+import copy
 import os
 import sys
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hw2.core.params import read_params
 from hw2.data.probe import write_video
@@ -13,7 +15,8 @@ from hw2.data.source import load_dataset
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import read_units
 from hw2.features.backbone import Backbone, embed
-from hw2.features.engine import ENGINES, EngineError, check_engine
+from hw2.features.engine import ENGINES, EngineError, check_engine, rewrite
+from hw2.features.networks import build
 from hw2.features.weights import preprocessing
 
 
@@ -71,6 +74,34 @@ def test_half_precision(name, frames):
     difference = np.abs(embed(half, x) - embed(whole, x)).max() / np.abs(embed(whole, x)).max()
     assert 0 < difference < 0.03
     assert (whole.key()["precision"], half.key()["precision"]) == ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("rewrites", [["fold"], ["planar"], ["fold", "align"], ["fold", "align", "planar", "half"]], ids="+".join)
+def test_rewrites_keep_the_numbers(rewrites):
+    "R(2+1)D-18 with batch norms that have something to fold, on a small clip."
+    network = build("r2plus1d_18").eval().requires_grad_(False)
+    for norm in [m for m in network.modules() if isinstance(m, nn.BatchNorm3d)]: norm.running_mean.normal_(); norm.running_var.uniform_(.5, 2)
+    x = torch.randn(2, 3, 4, 32, 24)
+    with torch.inference_mode():
+        expected = network(x)
+        found = rewrite(copy.deepcopy(network), rewrites)(x)
+    assert not torch.equal(found, expected) and (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_rewrites_reach_every_layer():
+    "No batch norm and no 3-D convolution is left in R(2+1)D-18, and the channels between convolutions are multiples of 8."
+    network = rewrite(build("r2plus1d_18").eval(), ["fold", "align", "planar", "half"], "bfloat16")
+    assert not any(isinstance(m, nn.BatchNorm3d | nn.Conv3d) for m in network.modules())
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 2 + 16 * 2 + 3 and all(m.out_channels % 8 == 0 and m.weight.dtype == torch.bfloat16 for m in convolutions)
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)
+
+
+def test_rewrites_are_part_of_the_key_and_keep_a_named_node():
+    backbone = lambda **own: Backbone("r2plus1d_mini", "bundled", **own)
+    assert backbone(rewrites=["half", "fold"]).key() == backbone().key() | {"rewrites": ["fold", "half"]} and "rewrites" not in backbone().key()
+    assert backbone(node="stages.3", rewrites=["fold", "half"]).key()["rewrites"] == ["half"]
+    with pytest.raises(EngineError, match="rewrite 'wider' is unknown; known: fold, align, planar, half"): embed(backbone(rewrites=["wider"]), np.zeros((1, 3, 16, 64, 80), np.uint8))
 
 
 # A whole extraction
