@@ -117,7 +117,7 @@ def home(tiny_run, tiny_demo, tmp_path_factory) -> Path:
 def done(home) -> dict[str, subprocess.CompletedProcess]:
     "What came of every command, given one after the other."
     environment = os.environ | {"PATH": f"{home/'bin'}:{os.environ['PATH']}", "BROWSER": "true"}
-    return {c: subprocess.run(["bash", "-c", smaller(c)], cwd=home, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    return {c: subprocess.run(["bash", "-c", smaller(c)], cwd=home, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1200)
             for c in RUN}
 
 
