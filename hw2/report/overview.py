@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..core.devices import one_thread
 from ..data.probe import probe
 from ..data.video import read_frames
 from ..features.base import Extractor
@@ -23,6 +24,7 @@ from .photos import plot_keypoints, sample_frames
 from .plots import FEATURES, MARK, SHARES, _box, mark_cell
 
 # %% ../../nbs/6_report/67_overview.ipynb #1cdb0ff6
+@one_thread()  # with another number of threads a resized pixel may differ by 1
 def frames_given(
     extractor: Extractor,  # of the kind sift, frames or clips
     path: str | Path,  # a video that can be decoded
