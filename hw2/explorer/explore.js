@@ -42,7 +42,7 @@ function filter() {
   const n = state.shown.length;
   $("count").textContent = plural(n, "video") + (state.narrowed ? ` pass${n === 1 ? "es" : ""} the filters.` : ".");
   $("clear").disabled = !state.narrowed;
-  drawMatrix(); drawMap(); drawList();
+  drawMatrix(); drawMap(); drawList(); refresh();
 }
 
 const splitWord = () => $("split").value === "" ? "" : splits[+$("split").value] + " ";
@@ -157,9 +157,11 @@ function openCell(t, p, byKey, opener = cells[t][p]) {
   outline();
   roveTo(t, p);
   reveal(cells[t][p], $("matrix-scroll"), false);
-  const rows = state.shown.filter(i => videos.label[i] === t && predicted(state.f, i) === p).sort(byConfidence(state.f));
+  const rows = cellRows(t, p);
   open(rows, cellSentence(t, p, rows.length), opener, byKey);
 }
+
+const cellRows = (t, p) => state.shown.filter(i => videos.label[i] === t && predicted(state.f, i) === p).sort(byConfidence(state.f));
 
 function cellSentence(t, p, n) {
   const b = text => make("b", {}, text), kind = (state.narrowed ? "filtered " : "") + splitWord(), name = b(outcomes[state.f].name);
@@ -355,6 +357,15 @@ function openOne(i, opener, byKey) {
   open([i], videoSentence(i), opener, byKey);
 }
 
+function refresh() {  // the open cell or video as the filters and the feature now have it
+  if (!state.opener) return;
+  const rows = state.cell ? cellRows(...state.cell) : state.selection;
+  $("sentence").replaceChildren(...(state.cell ? cellSentence(...state.cell, rows.length) : videoSentence(rows[0])));
+  if (state.drawn === state.f && rows.join() === state.selection.join()) return;  // the videos play on
+  state.selection = rows;
+  showPage(0);
+}
+
 function videoSentence(i) {
   const b = text => make("b", {}, text), p = predicted(state.f, i), head = `${splits[videos.split[i]]} video `, f = outcomes[state.f].name;
   const truth = known(i) ? ["of ", b(classes[videos.label[i]])] : ["without a label"];
@@ -377,8 +388,8 @@ const narrow = () => matchMedia("(max-width: 62rem)").matches;
 
 function close() {  // back to where it was opened
   for (const v of $("cards").querySelectorAll("video")) v.pause();
-  const opener = state.opener;
-  if (!opener || !opener.isConnected) return;
+  if (!state.opener) return;
+  const opener = state.opener.isConnected ? state.opener : document.querySelector("[role=tab][aria-selected=true]");
   opener.focus({ preventScroll: true });
   const { top, bottom } = opener.getBoundingClientRect();
   if (top < 0 || bottom > innerHeight) opener.scrollIntoView({ block: opener.id === "map" ? "nearest" : "center" });
@@ -386,7 +397,7 @@ function close() {  // back to where it was opened
 
 function showPage(page) {
   release();
-  state.page = page;
+  Object.assign(state, { page, drawn: state.f });
   const first = page * PER_PAGE, n = state.selection.length, here = state.selection.slice(first, first + PER_PAGE);
   $("cards").replaceChildren(...here.map(card));
   $("pages").hidden = n <= PER_PAGE;

@@ -169,6 +169,13 @@ def test_another_feature_has_its_own_matrix_and_map(page, explored):
     before = page.eval_on_selector_all("#map path", places)
     page.select_option("#feature", label="cnn3d")
     assert page.eval_on_selector_all("#map path", places) != before
+    shown = page.locator("#matrix [aria-selected]")
+    cell = tuple(int(shown.get_attribute(name)) for name in ("data-t", "data-p"))  # the one that was open, now by the other feature
+    assert page.inner_text("#sentence").rstrip(".").removesuffix(", most confident first").endswith("by cnn3d")
+    assert page.locator(".card").count() == min(3, run.confusion("cnn3d")[cell])
+    page.select_option("#class", label=run.classes[cell[0]])
+    assert "filtered" in page.inner_text("#sentence")
+    page.click("#clear")
     page.select_option("#feature", label=run.display_name("late"))
     assert page.inner_text("#map-title").endswith("fusions have none.")
     page.click("#tab-matrix")
