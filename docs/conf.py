@@ -30,6 +30,7 @@ html_title = "hw2"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
+html_show_search_summary = False  # excerpts are fetched, which a browser refuses where the site is opened as files
 
 START = ["one_video", "tutorial"]
 PAGES = ["results", "real-video", "pretraining", "ablation", "speed", "cluster", "faults", "data-formats"]  # others follow
@@ -44,7 +45,8 @@ def notebooks(wing: str) -> list[Path]:
 
 def pages() -> list[str]:
     "The names of the pages in docs/ in reading order."
-    return sorted((p.stem for p in (ROOT/"docs").glob("*.md") if p.stem != "index"), key=lambda name: (PAGES.index(name) if name in PAGES else len(PAGES), name))
+    there = sorted(p.stem for p in (ROOT/"docs").glob("*.md"))
+    return [name for name in PAGES if name in there] + [name for name in there if name not in {*PAGES, "index"}]
 
 
 def sidebar() -> str:
@@ -68,10 +70,10 @@ def contents() -> str:
     return f"\n{text}"
 
 
-def index_cell(code: str) -> list[dict]:
+def index_cell(code: str, name: str) -> list[dict]:
     "A cell that puts the functions and classes of exported code into the index, by which the search finds them first; none where there are none."
     names = [n.name for n in ast.parse(code).body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
-    return [{"cell_type": "markdown", "metadata": {}, "source": "\n".join(f"```{{index}} {name}\n```" for name in names)}] if names else []
+    return [{"cell_type": "markdown", "id": name, "metadata": {}, "source": "\n".join(f"```{{index}} ! {n}\n```" for n in names)}] if names else []
 
 
 def readable(notebook: dict) -> dict:
@@ -83,7 +85,7 @@ def readable(notebook: dict) -> dict:
         text = "".join(line for line in lines if not (said and line.startswith("#|"))).strip("\n")
         if "hide" in said or not text: continue
         exported = bool({"export", "exporti"} & set(said))
-        if exported: cells += index_cell(text)
+        if exported: cells += index_cell(text, f"index-{len(cells)}")
         cells.append(cell | {"source": text, "metadata": {"tags": ["exported"] if exported else []}})
     return notebook | {"cells": cells, "metadata": {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}}
 
