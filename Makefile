@@ -20,7 +20,7 @@ help:
 	@echo "make hooks    for who changes notebooks: git merges and shows them cell by cell, and cleans and exports them before a commit"
 	@echo "make ablation one factor at a time on the demo set, 29 short runs: figures/ablation.*; what is done is not done again"
 	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
-	@echo "make clean    remove .venv and all runs"
+	@echo "make clean    remove .venv, _docs and all runs"
 
 $(STAMP): constraints.txt pyproject.toml setup.py
 	@$(TIMED); set -e; echo "making .venv with $(PYTHON): some minutes, 2 GB, more with CUDA"; \
@@ -67,4 +67,4 @@ bench: $(STAMP)
 	GOMP_SPINCOUNT=300000 $(BIN)/papermill nbs/experiments/bench.ipynb runs/bench/bench.ipynb -k python3 $(if $(CLIPS),-r clips "$(CLIPS)")
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv _docs runs

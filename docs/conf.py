@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -33,7 +34,7 @@ html_copy_source = html_show_sourcelink = False
 html_show_search_summary = False  # excerpts are fetched, which a browser refuses where the site is opened as files
 
 START = ["one_video", "tutorial"]
-PAGES = ["results", "real-video", "pretraining", "ablation", "speed", "cluster", "faults", "data-formats"]  # others follow
+PAGES = re.findall(r"\]\(([\w-]+)\.md\)", (ROOT/"docs/index.md").read_text(encoding="utf-8"))
 WINGS = [*sorted(p.name for p in (ROOT/"nbs").glob("[0-9]_*")), "demo", "pretraining", "explorer", "ablation", "benchmark", "experiments"]
 TREE = "\n\n```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```\n"
 
@@ -43,24 +44,18 @@ def notebooks(wing: str) -> list[Path]:
     return sorted((ROOT/"nbs"/wing).glob("*.ipynb"))
 
 
-def pages() -> list[str]:
-    "The names of the pages in docs/ in reading order."
-    there = sorted(p.stem for p in (ROOT/"docs").glob("*.md"))
-    return [name for name in PAGES if name in there] + [name for name in there if name not in {*PAGES, "index"}]
-
-
 def sidebar() -> str:
     "The side bar as MyST: where to start, docs, the wings in their order, what stands aside."
-    parts = {"Start": ["Overview <self>", *(f"nbs/{name}" for name in START if (ROOT/f"nbs/{name}.ipynb").exists())],
-             "Docs": ["docs/index", *(f"docs/{name}" for name in pages())]}
+    parts = {"Start": ["Overview <self>", *(f"nbs/{name}" for name in START)],
+             "Docs": ["docs/index", *(f"docs/{name}" for name in PAGES)]}
     parts |= {wing.replace("_", " "): [f"nbs/{wing}/{p.stem}" for p in notebooks(wing)] for wing in WINGS}
     parts |= {"Project": ["Index of functions <genindex>", "CONTRIBUTING", "CHANGELOG"]}
     return "".join(TREE.format(title, "\n".join(entries)) for title, entries in parts.items())
 
 
 def contents() -> str:
-    "What docs/index.md ends with: every page, and every notebook with its one-line summary."
-    text = "".join(f"- [](/docs/{name}.md)\n" for name in pages()) + "\n## Notebooks\n"
+    "What docs/index.md ends with: every notebook with its one-line summary, by wing."
+    text = "Code with a blue edge is in the package; code with a grey edge shows and checks it.\n"
     for wing in WINGS:
         text += f"\n### {wing}\n\n"
         for path in notebooks(wing):
