@@ -46,7 +46,7 @@ outputs: $(STAMP)
 	@$(TIMED); $(BIN)/python tests/stored_outputs.py $(NOTEBOOKS)
 
 docs: $(STAMP)
-	@$(TIMED); $(BIN)/sphinx-build -b html -c docs -E -q -d _docs/doctrees -W --keep-going . _docs/html; echo _docs/html/index.html
+	@$(TIMED); set -e; $(BIN)/sphinx-build -b html -c docs -E -q -d _docs/doctrees -W --keep-going . _docs/html; echo _docs/html/index.html
 
 # absolute paths: the settings are shared by all work trees of a clone
 hooks: $(STAMP)
