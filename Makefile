@@ -1,4 +1,4 @@
-# make report | test | soak | lab | outputs | ablation | bench: each makes .venv first when it is missing or the pins changed
+# make report | test | soak | lab | outputs | docs | hooks | ablation | bench: each makes .venv first when it is missing or the pins changed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -8,7 +8,7 @@ TIMED = start=$$SECONDS; trap 'echo "$(notdir $@): $$((SECONDS - start)) s"' EXI
 # what `make outputs` executes; experiments are stored from a run: make report, then NOTEBOOKS="nbs/experiments/extract.ipynb ..."
 NOTEBOOKS = $(filter-out nbs/experiments/%,$(wildcard nbs/*.ipynb nbs/*/*.ipynb)) nbs/experiments/published.ipynb
 
-.PHONY: help report test soak lab outputs ablation bench clean
+.PHONY: help report test soak lab outputs docs hooks ablation bench clean
 
 help:
 	@echo "make report   draw the demo set, extract, train, report: runs/demo/report.html and figures/"
@@ -16,9 +16,11 @@ help:
 	@echo "make soak     30 kills of a run and 500 mutated videos, where make test has a few"
 	@echo "make outputs  execute the notebooks and store what they show, half an hour; NOTEBOOKS=\"nbs/2_features/21_sift.ipynb ...\": only these"
 	@echo "make lab      JupyterLab on the notebooks"
+	@echo "make docs     README, docs and notebooks as a site with a search: _docs/html/index.html"
+	@echo "make hooks    for who changes notebooks: git merges and shows them cell by cell, and cleans and exports them before a commit"
 	@echo "make ablation one factor at a time on the demo set, 29 short runs: figures/ablation.*; what is done is not done again"
 	@echo "make bench    every stage against the plain way, about an hour on a quiet machine: figures/bench.*; CLIPS=folder: clips from real videos"
-	@echo "make clean    remove .venv and all runs"
+	@echo "make clean    remove .venv, _docs and all runs"
 
 $(STAMP): constraints.txt pyproject.toml setup.py
 	@$(TIMED); set -e; echo "making .venv with $(PYTHON): some minutes, 2 GB, more with CUDA"; \
@@ -43,6 +45,16 @@ lab: $(STAMP)
 outputs: $(STAMP)
 	@$(TIMED); $(BIN)/python tests/stored_outputs.py $(NOTEBOOKS)
 
+docs: $(STAMP)
+	@$(TIMED); set -e; $(BIN)/sphinx-build -b html -c docs -E -q -d _docs/doctrees -W --keep-going . _docs/html; echo _docs/html/index.html
+
+# absolute paths: the settings are shared by all work trees of a clone
+hooks: $(STAMP)
+	git config merge.nbdev-merge.name "nbdev: conflicts stay within cells"
+	git config merge.nbdev-merge.driver "'$(CURDIR)/$(BIN)/nbdev_merge' %O %A %B %P"
+	git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff --ignore-metadata --ignore-details"
+	$(BIN)/pre-commit install
+
 outputs ablation bench: export JUPYTER_PATH :=  # the kernel python3 is to be .venv's
 
 ablation: $(STAMP)
@@ -55,4 +67,4 @@ bench: $(STAMP)
 	GOMP_SPINCOUNT=300000 $(BIN)/papermill nbs/experiments/bench.ipynb runs/bench/bench.ipynb -k python3 $(if $(CLIPS),-r clips "$(CLIPS)")
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv _docs runs

@@ -57,9 +57,10 @@ def test_a_dead_link_is_found(tmp_path):
     assert dead_links(page) == ["gone.md", "there.md", "nbs/gone.ipynb", "gone.png"]
 
 
-def test_every_page_is_linked_from_the_readme():
-    text = (ROOT/"README.md").read_text(encoding="utf-8")
-    assert [p.name for p in (ROOT/"docs").glob("*.md") if f"(docs/{p.name})" not in text] == []
+def test_every_page_is_linked_from_the_readme_and_from_the_index():
+    readme, index = ((ROOT/page).read_text(encoding="utf-8") for page in ("README.md", "docs/index.md"))
+    pages = [p.name for p in (ROOT/"docs").glob("*.md") if p.stem != "index"]
+    assert [p for p in pages if f"(docs/{p})" not in readme or f"({p})" not in index] == []
 
 
 def figures(table: str) -> pd.DataFrame:
