@@ -98,7 +98,7 @@ def home(tiny_run, tiny_demo, tmp_path_factory) -> Path:
     for label, ids in table.groupby("Category")["Id"]:
         if label > 1: continue
         for n, name in enumerate(ids):
-            for path in (f"path/to/set/{'ab'[label]}/{n}.mp4", f"data/weizmann/{'ab'[label]}/{'xyz'[n % 3]}{'xyz'[n // 3]}_{'ab'[label]}.avi"):
+            for path in (f"path/to/set/{'ab'[label]}/{n}.mp4", f"data/weizmann/{'ab'[label]}/{'xy'[n % 2]}_{'ab'[label]}{n}.avi"):
                 (home/path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(tiny_demo/f"videos/{name}.mp4", home/path)
     shutil.copytree(tiny_demo, home/"path/to/course")
