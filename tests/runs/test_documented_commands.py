@@ -25,6 +25,7 @@ NOT_RUN = {  # command: why not, and the test that does the same in small
     "make ablation": ("29 runs", "runs/test_ablation.py::test_the_table_holds_every_setting"),
     "make bench": ("an hour on a quiet machine", "runs/test_benchmark.py::test_every_stage_has_its_row"),
     "make bench CLIPS=path/to/videos": ("an hour on a quiet machine", "runs/test_benchmark.py::test_every_stage_has_its_row"),
+    "python -m hw2.benchmark.accelerator --out figures": ("it needs an accelerator", "runs/test_accelerator.py::test_every_setup_has_its_row"),
     "source .venv/bin/activate": ("the tests are in their environment already", "package/test_wheel.py::test_publish_wants_a_checkout"),
     "papermill nbs/experiments/pretrain.ipynb runs/pretrain/3d.ipynb -p network r2plus1d_mini":
         ("an hour", "unit/test_pretraining.py::test_pretrain_writes_a_network_that_loads"),
