@@ -38,14 +38,20 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.links, self.loads, self.ids = [], [], set()
+        self.output = 0  # how many div are open from one that holds a cell's output; 0: none
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
-        if tag == "a" and found.get("href"): self.links.append(found["href"])
+        if tag == "div" and (self.output or "cell_output" in (found.get("class") or "")): self.output += 1
+        if tag == "a" and found.get("href") and not (self.output and found["href"].startswith("#")):  # a cell may put out a piece of another page
+            self.links.append(found["href"])
         elif tag == "link" and found.get("rel") not in {"canonical"}: self.loads.append(found["href"])
         self.loads += [found[key] for key in ("src", "poster", "data") if found.get(key)]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "div" and self.output: self.output -= 1
 
 
 def problems(site: Path) -> list[str]:
@@ -67,6 +73,7 @@ def problems(site: Path) -> list[str]:
 
 def test_problems_are_found(tmp_path):
     (tmp_path/"a.html").write_text('<a id="x" href="b.html#y">b</a> <a href="c.html">c</a> <a href="#z">z</a> <a href="https://example.org">out</a>'
+                                   '<div class="cell_output"><div></div><a href="#elsewhere">in a report</a></div>'
                                    '<img src="i.png"><script src="https://example.org/s.js"></script><link rel="stylesheet" href="//example.org/s.css">')
     (tmp_path/"b.html").write_text('<p id="y"><a href="a.html?highlight=1#x">a</a> <img src="data:image/png;base64,">')
     (tmp_path/"s.css").write_text("p { background: url(https://example.org/i.png) }")
