@@ -366,7 +366,7 @@ def _measured(session: Session, setup: Setup, parts: Sequence[str]) -> dict:
 def _busy(session: Session, setup: Setup, backbone: Backbone, network: Network, pool: Executor, one: float) -> dict:
     "The busy share; what keeps the profiler from it is noted, and the timing counts all the same."
     try: share, session.kernels[describe(setup)] = busy_share(profiled(lambda: end_to_end(pool, backbone, network.units, max(8, int(1 / one)))))
-    except (RuntimeError, OSError, ValueError, AssertionError) as e:
+    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as e:
         session.skipped.append(f"{describe(setup)}: profile: {' '.join(str(e).split())[:200]}")
         return {}
     return {"busy": share}

@@ -68,7 +68,7 @@ class R2Plus1DMini(nn.Module):
     def forward(self, x):  # (b, 3, t, h, w) -> (b, num_classes)
         x = self.stages[:-1](self.stem(x))
         with torch.autocast(x.device.type, enabled=False):
-            x = self.stages[-1](x.to(self.fc.weight.dtype))  # oneDNN's bfloat16 gradient is wrong for kernel 3 on 2 frames
+            x = self.stages[-1](x.to(next(self.parameters()).dtype))  # oneDNN's bfloat16 gradient is wrong for kernel 3 on 2 frames
         return self.fc(self.avgpool(x).flatten(1))
 
 

@@ -101,8 +101,8 @@ def test_rewrites_are_part_of_the_key_and_keep_a_named_node():
     backbone = lambda **own: Backbone("r2plus1d_mini", "bundled", **own)
     assert backbone(rewrites=["half", "fold"]).key() == backbone().key() | {"rewrites": ["fold", "half"]} and "rewrites" not in backbone().key()
     assert backbone(node="stages.3", rewrites=["fold", "half"]).key()["rewrites"] == ["half"]
-    with pytest.raises(EngineError, match="rewrite 'wider' is unknown; known: fold, align, planar, half"):
-        embed(backbone(rewrites=["wider"]), np.zeros((1, 3, 16, 64, 80), np.uint8))
+    clip = np.zeros((1, 3, 16, 64, 80), np.uint8)
+    with pytest.raises(EngineError, match="rewrite 'wider' is unknown; known: fold, align, planar, half"): embed(backbone(rewrites=["wider"]), clip)
 
 
 # A whole extraction
