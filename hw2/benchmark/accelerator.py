@@ -83,7 +83,7 @@ class Setup:
     "One way to compute a network's vectors."
     network: str  # as in `build`
     batch: int | None = None  # None: as many items as the package takes
-    rewrites: tuple[str, ...] = ()  # as in `hw2.features.engine.rewrite`
+    rewrites: tuple[str, ...] | None = None  # as in `hw2.features.engine.rewrite`; None: as the package does
     engine: str = "eager"  # eager, compile, or autotune: compile that times several kernels for each operation
     precision: str = "bfloat16"
     layout: str = "channels last"  # of the network's input; or contiguous
@@ -324,7 +324,7 @@ def measure(
         session.skipped.append(f"{describe(setup)}: {', '.join(parts)}")
         session.write()
         return {}
-    row = session.rows.setdefault(setup, dict.fromkeys(COLUMNS) | session.facts | asdict(setup) | {"rewrites": " ".join(setup.rewrites)})
+    row = session.rows.setdefault(setup, dict.fromkeys(COLUMNS) | session.facts | asdict(setup) | {"rewrites": " ".join(setup.rewrites or ())})
     try: row |= _measured(session, setup, parts)
     except Exception as e: row["error"] = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"  # the next setup may work
     session.write()
@@ -339,7 +339,8 @@ def describe(setup: Setup) -> str:
     "The setup in words, what is usual left out."
     special = [setup.layout] * (setup.layout != "channels last") + ["cudnn.benchmark"] * setup.cudnn_benchmark
     threads = [f"{setup.threads} threads"] * (setup.threads != 2)
-    return " ".join([setup.network, f"x{setup.batch or 'default'}", setup.engine, setup.precision, "+".join(setup.rewrites) or "autocast", *special, *threads])
+    rewrites = "default" if setup.rewrites is None else "+".join(setup.rewrites) or "autocast"
+    return " ".join([setup.network, f"x{setup.batch or 'default'}", setup.engine, setup.precision, rewrites, *special, *threads])
 
 # %% ../../nbs/benchmark/5_accelerator.ipynb #da37cd39
 def _measured(session: Session, setup: Setup, parts: Sequence[str]) -> dict:
@@ -347,6 +348,7 @@ def _measured(session: Session, setup: Setup, parts: Sequence[str]) -> dict:
     network = session.network(setup.network)
     backbone = SetupBackbone(setup, network.given, session.device)
     row = dict(batch=backbone.batch, item="clips" if backbone.clips else "frames", error=None)
+    if setup.rewrites is None: row["rewrites"] = " ".join(backbone.rewrites)
     with cudnn_flags(benchmark=setup.cudnn_benchmark), inference_threads(session.device, setup.threads) as pool:
         start = time.perf_counter()
         pool.submit(embed_units, backbone, network.units[:1]).result()
@@ -417,10 +419,10 @@ def first_steps(frames: str, clips: str, big: int, small: int) -> list[tuple[Set
 
 def variants(frames: str, clips: str, big: int, small: int) -> list[tuple[Setup, tuple[str, ...]]]:
     "The networks alone: precisions, layouts and rewrites one by one."
-    of_clips = [Setup(clips, small), Setup(clips, small, HALF), Setup(clips, small, ("fold", "half")), Setup(clips, small, ("fold", "align", "half")),
-                Setup(clips, small, ("fold", "planar", "half")), Setup(clips, small, ALL, precision="float16"), Setup(clips, small, precision="float16"),
-                Setup(clips, small, layout="contiguous"), Setup(clips, small, ALL, cudnn_benchmark=True), Setup(clips, 8, ALL[:3], precision="float32")]
-    of_frames = [Setup(frames, big), Setup(frames, big, HALF, precision="float16"), Setup(frames, big, HALF, cudnn_benchmark=True),
+    of_clips = [Setup(clips, small, ()), Setup(clips, small, HALF), Setup(clips, small, ("fold", "half")), Setup(clips, small, ("fold", "align", "half")),
+                Setup(clips, small, ("fold", "planar", "half")), Setup(clips, small, ALL, precision="float16"), Setup(clips, small, (), precision="float16"),
+                Setup(clips, small, (), layout="contiguous"), Setup(clips, small, ALL, cudnn_benchmark=True), Setup(clips, 8, ALL[:3], precision="float32")]
+    of_frames = [Setup(frames, big, ()), Setup(frames, big, HALF, precision="float16"), Setup(frames, big, HALF, cudnn_benchmark=True),
                  Setup(frames, 4 * big, HALF)]
     return [(s, ("alone",)) for s in [*of_clips, *of_frames]]
 
@@ -437,7 +439,7 @@ def plan(
     threads = [(Setup(frames, big, HALF, threads=n), whole) for n in (1, 3)]
     profiles = [(s, ("profile",)) for s in (Setup(frames, big, HALF), Setup(clips, 2 * small, ALL), Setup(frames), Setup(clips))]
     compiled = [(Setup(frames, big, HALF, "compile"), both), (Setup(clips, 2 * small, ALL, "compile"), both)]
-    transformer = [(Setup(other), whole), (Setup(other, big, HALF), whole)]
+    transformer = [(Setup(other), whole), (Setup(other, big, ()), whole)]
     more = [(Setup(other, big, HALF, "compile"), both), (Setup(clips, small, HALF, "compile"), ("alone",)),
             (Setup(frames, big, (), "compile"), ("alone",)), (Setup(clips, 4 * small, ALL), ("alone",))]
     tuned = [(Setup(frames, big, HALF, "autotune"), both), (Setup(clips, 2 * small, ALL, "autotune"), both)]

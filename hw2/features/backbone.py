@@ -25,7 +25,7 @@ from torchvision.transforms._presets import ImageClassification, VideoClassifica
 from ..core.cards import clip_frames
 from ..core.files import file_hash
 from .base import reorder
-from .engine import check_engine, engine_version, rewrite, runner
+from .engine import REWRITES, check_engine, engine_version, rewrite, runner
 from .weights import is_local_file, load_weights, normalize, preprocessing, resize_and_crop, sidecar, torchvision_weights, weights_file
 
 if TYPE_CHECKING: from hw2.data.probe import Video
@@ -126,12 +126,12 @@ class BackboneSpec:
         device: str = "cpu",
         engine: str = "eager",  # as in `runner`: eager, compile or openvino
         precision: str | None = None,  # as in `Embedder`; None: float32 on a CPU, 16 bits on an accelerator
-        rewrites: Collection[str] = (),  # as in `rewrite`; of a network whose node is named, "half" alone
+        rewrites: Collection[str] | None = None,  # as in `rewrite`; None: all where 16 bits are computed on an accelerator and no node is named
     ):
         if name not in known_backbones(): raise unknown("backbone", name, known_backbones())
         check_engine(engine, device)
-        self.name, self.weights, self.node, self.device, self.engine, self._precision = name, weights, node, device, engine, precision
-        self.rewrites = sorted(rewrites if node is None else {"half"} & {*rewrites})
+        self.name, self.weights, self.node, self.device, self.engine = name, weights, node, device, engine
+        self._precision, self._rewrites = precision, rewrites  # as asked for
         self.facts = sidecar(name, self.file) if name in MINI and self.file else {}
         self.transform = preprocessing(name, weights, preprocess, self.facts)
         self.shape = (3, *[clip_frames(name)] * self.clips, *self.prepare(np.zeros((32, 32, 3), np.uint8)).shape[1:])  # of one item
@@ -148,9 +148,16 @@ class BackboneSpec:
 
     @locked_cached_property
     def precision(self) -> str:
-        "The number format of the convolutions."
-        if self._precision or not self.device.startswith("cuda"): return self._precision or "float32"
+        "The number format of the convolutions; the package's own networks compute in float32 everywhere, unless asked otherwise."
+        if self._precision or self.name in MINI or not self.device.startswith("cuda"): return self._precision or "float32"
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+    @property
+    def rewrites(self) -> list[str]:
+        "The network's rewrites; a network whose node is named keeps its modules."
+        asked = self._rewrites
+        if asked is None: asked = (*REWRITES, "half") if self.device.startswith("cuda") and self.precision != "float32" and self.node is None else ()
+        return sorted(asked if self.node is None else {"half"} & {*asked})
 
     def key(self) -> dict:
         "Everything that the embeddings' values depend on."

@@ -14,7 +14,7 @@ from hw2.data.probe import write_video
 from hw2.data.source import load_dataset
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import read_units
-from hw2.features.backbone import Backbone, embed
+from hw2.features.backbone import Backbone, BackboneSpec, embed
 from hw2.features.engine import ENGINES, EngineError, check_engine, rewrite
 from hw2.features.networks import build
 from hw2.features.weights import preprocessing
@@ -101,6 +101,9 @@ def test_rewrites_are_part_of_the_key_and_keep_a_named_node():
     backbone = lambda **own: Backbone("r2plus1d_mini", "bundled", **own)
     assert backbone(rewrites=["half", "fold"]).key() == backbone().key() | {"rewrites": ["fold", "half"]} and "rewrites" not in backbone().key()
     assert backbone(node="stages.3", rewrites=["fold", "half"]).key()["rewrites"] == ["half"]
+    assert BackboneSpec("r2plus1d_18", "random", device="cuda", precision="bfloat16").rewrites == ["align", "fold", "half", "planar"]
+    on_cuda = BackboneSpec("r2plus1d_mini", "bundled", device="cuda")
+    assert (on_cuda.precision, on_cuda.rewrites) == ("float32", []) and BackboneSpec("r2plus1d_18", "random", precision="bfloat16").rewrites == []
     clip = np.zeros((1, 3, 16, 64, 80), np.uint8)
     with pytest.raises(EngineError, match="rewrite 'wider' is unknown; known: fold, align, planar, half"): embed(backbone(rewrites=["wider"]), clip)
 
