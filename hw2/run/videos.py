@@ -29,9 +29,9 @@ def all_predictions(
     outcomes: Sequence[str] | None = None,  # features and fusions; None: the features
 ) -> pd.DataFrame:  # index `id`; path, split, fold, label; per feature `pred_*`, `p_*` (its probability), `true_*` (that of the true class)
     "What every feature says of every video that was not trained on; what is not known is missing."
-    found = []
+    outcomes, found = outcomes or run.features, []
     rows = run.manifest.set_index("id")[["path", "split", "fold", "label"]]
-    for f in outcomes or run.features:
+    for f in outcomes:
         predictions = run.predictions(f).set_index("id")
         p, label = predictions.filter(regex=r"^p_\d+$").to_numpy(float), predictions["label"].fillna(-1).to_numpy(int)
         true = np.where(label < 0, np.nan, p[np.arange(len(p)), label])
