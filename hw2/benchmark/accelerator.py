@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'COLUMNS', 'SECONDS', 'HALF', 'ALL', 'GOALS', 'random_units', 'as_items', 'random_network', 'Setup',
            'ContiguousEmbedder', 'SetupBackbone', 'embed_units', 'end_to_end', 'synchronize', 'network_alone',
-           'cudnn_flags', 'plain_loop', 'agreement', 'busy_share', 'profiled', 'Network', 'make_network', 'all_vectors',
-           'card', 'ceilings', 'Session', 'measure', 'describe', 'summary', 'first_steps', 'variants', 'plan', 'main',
-           'read_accelerator', 'course_seconds', 'accelerator_text']
+           'plain_loop', 'agreement', 'busy_share', 'profiled', 'Network', 'make_network', 'all_vectors', 'card',
+           'ceilings', 'Session', 'measure', 'unusual', 'describe', 'summary', 'first_steps', 'variants', 'plan',
+           'main', 'read_accelerator', 'course_seconds', 'accelerator_text']
 
 # %% ../../nbs/benchmark/5_accelerator.ipynb #1e37e42e
 from ..features.backbone import Backbone, Embedder, embed, locked_cached_property  # before torchvision, which it prepares for import
@@ -24,7 +24,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
@@ -164,16 +164,6 @@ def network_alone(
     return time.perf_counter() - start
 
 # %% ../../nbs/benchmark/5_accelerator.ipynb #131664bd
-@contextmanager
-def cudnn_flags(benchmark: bool = False, tf32: bool = False):
-    "cuDNN's settings within the block; torch's own are no benchmark, and TF32."
-    flags = torch.backends.cudnn
-    before = flags.benchmark, flags.allow_tf32
-    flags.benchmark, flags.allow_tf32 = benchmark, tf32
-    try: yield
-    finally: flags.benchmark, flags.allow_tf32 = before
-
-
 @torch.inference_mode()
 def plain_loop(
     network: nn.Module,  # torchvision's, float32, on the device
@@ -183,7 +173,7 @@ def plain_loop(
 ) -> float:  # seconds
     "The time of the loop that a person writes first."
     statistics = torch.tensor([transform.mean, transform.std], device=device)
-    with cudnn_flags(tf32=True):
+    with cudnn.flags(enabled=True, allow_tf32=True):  # torch's own settings; `hw2.features.networks` sets allow_tf32=False
         start = time.perf_counter()
         for item in items: network(normalize(transform, torch.from_numpy(item)[None].to(device), statistics)).cpu()
         return time.perf_counter() - start
@@ -335,12 +325,16 @@ def measure(
     return row
 
 
+def unusual(setup: Mapping) -> list[str]:
+    "What is special about a setup or a row: layout, cuDNN's choice of algorithms, threads."
+    return ([setup["layout"]] * (setup["layout"] != "channels last") + ["cudnn.benchmark"] * (str(setup["cudnn_benchmark"]) == "True")
+            + [f"{setup['threads']} threads"] * (str(setup["threads"]) != "2"))
+
+
 def describe(setup: Setup) -> str:
     "The setup in words, what is usual left out."
-    special = [setup.layout] * (setup.layout != "channels last") + ["cudnn.benchmark"] * setup.cudnn_benchmark
-    threads = [f"{setup.threads} threads"] * (setup.threads != 2)
     rewrites = "default" if setup.rewrites is None else "+".join(setup.rewrites) or "autocast"
-    return " ".join([setup.network, f"x{setup.batch or 'default'}", setup.engine, setup.precision, rewrites, *special, *threads])
+    return " ".join([setup.network, f"x{setup.batch or 'default'}", setup.engine, setup.precision, rewrites, *unusual(asdict(setup))])
 
 # %% ../../nbs/benchmark/5_accelerator.ipynb #da37cd39
 def _measured(session: Session, setup: Setup, parts: Sequence[str]) -> dict:
@@ -349,7 +343,7 @@ def _measured(session: Session, setup: Setup, parts: Sequence[str]) -> dict:
     backbone = SetupBackbone(setup, network.given, session.device)
     row = dict(batch=backbone.batch, item="clips" if backbone.clips else "frames", error=None)
     if setup.rewrites is None: row["rewrites"] = " ".join(backbone.rewrites)
-    with cudnn_flags(benchmark=setup.cudnn_benchmark), inference_threads(session.device, setup.threads) as pool:
+    with cudnn.flags(enabled=True, benchmark=setup.cudnn_benchmark, allow_tf32=False), inference_threads(session.device, setup.threads) as pool:
         start = time.perf_counter()
         pool.submit(embed_units, backbone, network.units[:1]).result()
         row["build_seconds"] = time.perf_counter() - start
@@ -399,8 +393,7 @@ def summary(row: Mapping) -> str:
     "A row as a line of text."
     n = lambda key, form, unit="": f"{format(row[key], form)}{unit}" if isinstance(row.get(key), int | float) else "-"
     how = f"{row['network']} x{row['batch']} {row['engine']} {row['precision']} {row['rewrites'] or 'autocast'}"
-    special = ", ".join([row["layout"]] * (row["layout"] != "channels last") + ["cudnn.benchmark"] * row["cudnn_benchmark"]
-                        + [f"{row['threads']} threads"] * (row["threads"] != 2))
+    special = ", ".join(unusual(row))
     return (f"{how}{special and f' ({special})'}: end to end {n('rate', ',.1f')} ({n('low', ',.1f')} to {n('high', ',.1f')}), alone {n('alone', ',.1f')}, "
             f"plain {n('plain', ',.1f')}, ratio {n('ratio', '.2f')}, busy {n('busy', '.0%')}, {n('memory_gb', '.2f', ' GB')}, cosine {n('cosine', '.6f')}, "
             f"difference {n('difference', '.1e')} / {n('centred_difference', '.1e')}, built in {n('build_seconds', '.1f', ' s')}"
@@ -526,10 +519,8 @@ def _course_text(frames_per_second: float, clips_per_second: float, cpu_seconds:
 # %% ../../nbs/benchmark/5_accelerator.ipynb #b54bea20
 def _how(r: Mapping) -> dict[str, str]:
     "The setup's columns."
-    special = [r["layout"]] * (r["layout"] == "contiguous") + ["cudnn.benchmark"] * (r["cudnn_benchmark"] == "True")
-    special += [f"{r['threads']} threads"] * (r["threads"] != "2")
     return {"network": r["network"], "batch": r["batch"], "engine": r["engine"], "precision": r["precision"],
-            "rewrites": ", ".join([*r["rewrites"].split(), *special]) or "none (autocast)"}
+            "rewrites": ", ".join([*r["rewrites"].split(), *unusual(r)]) or "none (autocast)"}
 
 
 def _whole_row(r: Mapping) -> dict[str, str]:

@@ -91,7 +91,8 @@ def left_out(
     "The videos that one of the features cannot have: unreadable where anything is extracted, or without a vector."
     skipped = dataset.manifest[:0][["id", "path"]].assign(cause="")
     if stores.keys() != THUMBNAILS.keys():  # more than vectors, which need no videos
-        skipped = unreadable(dataset, _errors(read_units(store, dataset.manifest) for _, store in stores.values()))
+        each = {store.folder: store for _, store in stores.values()}  # features with equal keys share one
+        skipped = unreadable(dataset, _errors(read_units(store, dataset.manifest) for store in each.values()))
     for f in (f for f, entry in params["features"].items() if entry["kind"] == "vectors"):
         units = read_feature(f, params, dataset.manifest)
         without = dataset.manifest[["id", "path"]].assign(cause=[u.error for u in units])

@@ -21,7 +21,7 @@ from ..data.video import read_frames
 from ..features.base import Extractor
 from ..features.sift import strongest_keypoints
 from .photos import plot_keypoints, sample_frames
-from .plots import FEATURES, MARK, SHARES, _box, mark_cell
+from .plots import MARK, SHARES, _box, feature_styles, mark_cell
 
 # %% ../../nbs/6_report/67_overview.ipynb #1cdb0ff6
 @one_thread()  # with another number of threads a resized pixel may differ by 1
@@ -145,9 +145,10 @@ def draw_way(
     way: Way,
     y: float,  # the row's upper edge
     hidden: int,  # hidden units of the MLP
+    colour: str,  # of the feature
 ) -> None:
     "One row: frames, vector, classifier, matrix."
-    colour, middle = FEATURES.get(way.name.split(" ")[0], "#009E73"), y + .8
+    middle = y + .8
     name = back.text(1.75, y + .16, way.name, size=10.5, weight="bold", color=colour, va="center", parse_math=False)
     back.annotate(way.what, (1, .5), (6, 0), xycoords=name, textcoords="offset points", size=8, color=PALE, va="center", parse_math=False)
     draw_frames(back, way, 1.75, y + .31)
@@ -182,9 +183,10 @@ def plot_overview(
     bottom = middle + len(shots) / 2 * side - .1
     for i, text in enumerate([names[true], f"{video.duration:.3g} s, {len(video.times)} frames"]):
         say(back, .08, bottom + .17 * i, text, color=(INK, PALE)[i])
+    styles = feature_styles([way.name for way in ways])
     for i, way in enumerate(ways):
         y = HEAD + i * HIGH
         arrow(back, (side + .15, middle - .2), (1.66, y + .8))
-        draw_way(back, way, y, hidden)
+        draw_way(back, way, y, hidden, styles[way.name][0])
     say(back, 8.36, HEAD + len(ways) * HIGH, "orange frame: this video", ha="right", color=MARK)
     return back.figure

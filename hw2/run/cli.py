@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NotebookError', 'execute', 'Commands', 'app', 'params_file', 'stage_line', 'stages', 'closing_lines', 'run',
-           'form_of', 'init', 'list_features', 'prediction_lines', 'predict_clips', 'explore_run', 'see_doctor',
-           'check_submission_file', 'publish_run']
+           'form_of', 'init', 'list_features', 'finished_run', 'prediction_lines', 'predict_clips', 'explore_run',
+           'see_doctor', 'check_submission_file', 'publish_run']
 
 # %% ../../nbs/7_run/90_cli.ipynb #04d761ab
 import os
@@ -229,6 +229,15 @@ def list_features(name):
         if value: click.echo(f"  {what:10}  {value}")
 
 # %% ../../nbs/7_run/90_cli.ipynb #593247d8
+def finished_run(
+    name: str,  # of a run, or its folder
+):  # a `Run`
+    "A run that is done; raises `RunError`."
+    from hw2.run.record import done_run
+    from hw2.run.run import Run
+    return Run(done_run(Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name))
+
+
 def prediction_lines(
     predictions: pd.DataFrame,  # one clip's rows of `predict`
     split: str,  # whose top-1 it is: "test" or "val"
@@ -258,10 +267,7 @@ def _indented(text: str, width: int) -> list[str]:
 def predict_clips(clips, name):
     "Label CLIPS with all classifiers of a run; beside each answer its probability p and how often that feature is right on held-out videos."
     from hw2.run.predict import predict, vector_features
-    from hw2.run.record import done_run
-    from hw2.run.run import Run
-    folder = Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name
-    run = Run(done_run(folder))
+    run = finished_run(name)
     predictions = predict(run, list(clips))
     n = len(predictions) // len(clips)  # rows of a clip
     blocks = [prediction_lines(predictions.iloc[i:i + n], run.held_out_split) for i in range(0, len(predictions), n)]
@@ -276,10 +282,7 @@ def predict_clips(clips, name):
 def explore_run(name, mb):
     "Write explore.html into RUN's folder: its matrices, maps and videos in one file that needs no server and no network."
     from hw2.explorer.page import write_page
-    from hw2.run.record import done_run
-    from hw2.run.run import Run
-    folder = Path(name) if (Path(name)/"params.yaml").is_file() else Path("runs")/name
-    page = write_page(Run(done_run(folder)), mb=mb)
+    page = write_page(finished_run(name), mb=mb)
     click.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
 
 # %% ../../nbs/7_run/90_cli.ipynb #5ff5516d

@@ -27,7 +27,7 @@ from ..data.split import cv_splits
 from ..extraction.cluster import cluster_client, needs_dask
 from ..extraction.compute import local_chunks
 from ..extraction.decode import worker_pool
-from ..extraction.extract import duration_of, missing_chunks, read_feature, stop_at, stores_of, unreadable
+from ..extraction.extract import duration_of, missing_chunks, stop_at, stores_of, unreadable
 from ..extraction.store import Units, stored_outcomes
 from ..extraction.vectors import vector_units
 from ..extraction.workers import is_transient
@@ -42,13 +42,13 @@ class Plan:
     todo: list  # from `missing_chunks`
     lengths: pd.Series  # of each row's video, seconds; NaN where it is extracted already, or cannot be read
     errors: pd.Series  # why it cannot be opened, or nothing
-    vectors: dict[str, list[Units]]  # by feature: those that are read from a file
+    vectors: dict[str, tuple[list[Units], list[str]]]  # by feature: what `vector_units` says of a file
 
     def bad(self) -> pd.DataFrame:  # rows of the manifest, and `cause`
         "The videos that cannot be opened, and those that a feature could not read to their end before."
         m, known = self.dataset.manifest, {}
         for feature in self.stores: known |= self.unread(feature)
-        without = [next((u.error for u in units if u.error), "") for units in zip(*self.vectors.values())] or [""] * len(m)
+        without = [next((u.error for u in units if u.error), "") for units in zip(*(units for units, _ in self.vectors.values()))] or [""] * len(m)
         cause = pd.Series([error or known.get(content, "") or none for error, content, none in zip(self.errors, m["content"], without)], m.index, object)
         return m.assign(cause=cause)[cause != ""]
 
@@ -64,7 +64,7 @@ def plan(params: dict) -> Plan:
     m = dataset.manifest
     cv_splits(m, dataset.classes)
     stores = stores_of(params)
-    vectors = {f: read_feature(f, params, m) for f, entry in params["features"].items() if entry["kind"] == "vectors"}
+    vectors = {f: vector_units(entry, m, dataset.root) for f, entry in params["features"].items() if entry["kind"] == "vectors"}
     todo, missing = missing_chunks(m, stores), unreadable(dataset, {}) if stores else m[:0].assign(cause="")
     if params["on_error"] == "stop": stop_at(missing)
     rows = m.index[m["content"].isin({c for videos, _ in todo for c in videos["content"]})]
@@ -105,7 +105,7 @@ def _ask_cluster(scheduler: str) -> None:
 
 def _usable(found: Plan, feature: str) -> np.ndarray:  # of each row
     "Which videos a feature can be had of: none that cannot be opened, nor those that could not be read to their end."
-    if feature in found.vectors: return np.array([not u.error for u in found.vectors[feature]])
+    if feature in found.vectors: return np.array([not u.error for u in found.vectors[feature][0]])
     return ((found.errors == "") & ~found.dataset.manifest["content"].isin(found.unread(feature))).to_numpy()
 
 
@@ -179,7 +179,7 @@ def check_run(
     yield from found.dataset.warnings
     if len(bad := found.bad()): yield f"{len(bad)} of them cannot be read and would be left out, the first one {bad['path'].iloc[0]}: {bad['cause'].iloc[0]}"
     for f in found.stores: yield f"{f}: {sum(len(v) for v, features in found.todo if f in features)} videos to extract"
-    for f in found.vectors: yield from (f"{f}: {note}" for note in vector_units(params["features"][f], found.dataset.manifest, found.dataset.root)[1])
+    for f, (_, notes) in found.vectors.items(): yield from (f"{f}: {note}" for note in notes)
     refuse(found)
     extraction, alone = extraction_seconds(found, sample), ", on this machine alone" if params["scheduler"] else ""
     timed = min(sample, found.lengths.notna().sum())
