@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report_page import BROWSER, QUIET
+from chromium import ABSENT, BROWSER, chromium, watch
 
 from hw2.data.probe import write_video
 from hw2.explorer.page import Embedded, about, embed_videos, page_data, page_html, page_table, write_page
 from hw2.run.example import invented_run
 from hw2.run.run import Run
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=ABSENT)
 HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", "a|b \"c\" & 'd' `e` $f$ %%data%%", "{{ 7 * 7 }}\u202e\x00 " + "long" * 40]
 PLAYS = "() => { const all = [...document.querySelectorAll('.card video')]; return all.length > 0 && all.every(v => v.currentTime > 0 && !v.paused) }"
 
@@ -31,11 +31,7 @@ def explored(tiny_run, tmp_path_factory, command):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=BROWSER, args=QUIET)
-        yield chromium
-        chromium.close()
+    with chromium() as started: yield started
 
 
 @pytest.fixture(params=[1280, 390], ids=["desktop", "telephone"])
@@ -49,10 +45,8 @@ def opened(browser, width):
 
     def open_page(path: Path, **context):
         page = browser.new_context(viewport={"width": width, "height": 900}, has_touch=width < 500, **context).new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        watch(page, complaints, asked)
         page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda r: asked.append(r.url))
         page.goto(path.as_uri(), wait_until="load")
         files.add(path.as_uri())
         pages.append(page)

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from chromium import ABSENT, BROWSER, chromium
 from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from test_report_page import BROWSER, QUIET
 from traitlets.config import Config
 
 from hw2.core.files import ROOT
@@ -204,15 +204,13 @@ BESIDE = """() => {
 PLAYS = "kind => { const v = document.querySelector(kind + ' video'); return v.currentTime > 0 && !v.paused }"
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
+@pytest.mark.skipif(BROWSER is None, reason=ABSENT)
 def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
     "Run all cells, click a cell of the matrix, choose another feature: the cell's videos play, re-encoded ones too."
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     C, classes = Run(run).confusion("sift"), read_classes(run/"classes.csv")
     cells = [cell for cell in map(tuple, np.argwhere(C).tolist()) if cell != first_cell(C)]
     old, other = next(c for c in cells if c[0] == OLD), next(c for c in cells if c[0] != OLD)
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=QUIET)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.goto(f"{lab}/lab/tree/explore.ipynb", wait_until="load")
         page.wait_for_selector(".jp-NotebookPanel .jp-Notebook", timeout=60_000)
@@ -242,4 +240,3 @@ def test_a_click_in_jupyterlab_plays_the_videos(run, lab, backend):
             page.wait_for_function(BESIDE, timeout=30_000)
         page.set_viewport_size({"width": 900, "height": 1000})
         page.wait_for_function(f"() => !({BESIDE})()", timeout=30_000)
-        browser.close()

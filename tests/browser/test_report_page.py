@@ -1,29 +1,20 @@
 """The report in a real browser: it shows everything, asks for nothing, and fits a telephone"""
 
-import shutil
-
 import pytest
+from chromium import ABSENT, BROWSER, chromium, watch
 
-BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic", "--no-first-run", "--disable-component-update", "--disable-sync"]
-
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=ABSENT)
 
 
 @pytest.fixture(scope="module", params=[1280, 390], ids=["desktop", "telephone"])
 def opened(request, tiny_run):
     "The report at one width: (page, what it complained of, what it asked for)."
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     complaints, asked = [], []
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=QUIET)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": request.param, "height": 900})
-        page.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda r: asked.append(r.url))
+        watch(page, complaints, asked)
         page.goto((tiny_run.folder/"report.html").as_uri(), wait_until="load")
         yield page, complaints, asked
-        browser.close()
 
 
 def test_no_complaints_and_no_requests(opened, tiny_run):

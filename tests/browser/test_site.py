@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from test_report_page import BROWSER, QUIET
+from chromium import chromium, watch
 
 from hw2.core.files import ROOT
 
@@ -104,17 +104,11 @@ def test_directives_are_hidden(site):
 @pytest.fixture(scope="module", params=[1280, 390], ids=["desktop", "telephone"])
 def browser(request, site):
     "(a page of one width, what it complained of, what it asked for)"
-    if BROWSER is None: pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     complaints, asked = [], []
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=BROWSER, args=QUIET)
-        page = chromium.new_page(viewport={"width": request.param, "height": 900})
-        page.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda r: asked.append(r.url))
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": request.param, "height": 900})
+        watch(page, complaints, asked)
         yield page, complaints, asked
-        chromium.close()
 
 
 @pytest.fixture

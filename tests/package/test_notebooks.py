@@ -25,7 +25,6 @@ from hw2.core.params import REPORT, Classifier, Params, params_schema, params_te
 LIBRARY = sorted(p for p in (ROOT/"nbs").glob("*/*.ipynb") if p.parent.name != "experiments")
 EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
 PARAMS = sorted(p for p in (ROOT/"nbs/experiments/params").glob("*.yaml") if p.stem != "ablation")  # which is a sweep: runs/test_ablation.py reads it
-SHOWN = sorted(p for p in (ROOT/"nbs").glob("*.ipynb") if p.stem != "tutorial")  # which tests/runs/test_tutorial.py executes
 LEFTOVERS = {"__pycache__", ".ipynb_checkpoints"}
 
 
@@ -64,23 +63,23 @@ def executed(request, tmp_path_factory):
         yield {path: pool.submit(execute, nbformat.read(path, 4), path.parent) for path in dict.fromkeys(asked)}
 
 
-@pytest.mark.parametrize("path", LIBRARY + SHOWN, ids=stem)
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)  # one_video and the tutorial: tests/runs
 def test_runs_top_to_bottom_without_a_word_on_stderr(path, executed):
     notebook = executed[path].result()
     said = [o["text"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
     assert said == []
 
 
-@pytest.mark.parametrize("path", LIBRARY + SHOWN, ids=stem)
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)
 def test_runs_top_to_bottom_to_the_stored_outputs(path, executed):
     "What a reader sees is what the code gives: `make outputs` stores it, a cell that depends on the machine is tagged `varies`."
     found = differences(nbformat.read(path, 4), executed[path].result(), str(path.relative_to(ROOT)))
     if found: pytest.fail("\n\n".join(["other outputs than the stored ones (`make outputs NOTEBOOKS=...` stores them)", *found]), pytrace=False)
 
 
-@pytest.mark.parametrize("path", LIBRARY + SHOWN, ids=stem)
-def test_notebook_is_small(path):
-    assert path.stat().st_size <= (300_000 if path in LIBRARY else 1_000_000)
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)
+def test_library_notebook_is_small(path):
+    assert path.stat().st_size <= 300_000
 
 
 @pytest.mark.parametrize("path", LIBRARY + EXPERIMENTS, ids=stem)

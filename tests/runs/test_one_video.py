@@ -1,18 +1,15 @@
 """One video: the first notebook to read runs offline, in a minute, writes nothing beside its temporary folder, and shows what its prose says"""
 
-import os
 import resource
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
-from traitlets.config import Config
+from stored_outputs import differences, execute, offline
 
 from hw2.core.files import ROOT
 
 NOTEBOOK = ROOT/"nbs/one_video.ipynb"
-QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}})
 CPU_SECONDS = 120  # a minute of two cores
 
 
@@ -32,18 +29,13 @@ def home(tmp_path_factory) -> Path:
 def executed(home, tmp_path_factory):
     "The notebook, executed there in a fresh kernel with no network, and the CPU seconds that it took."
     notebook, before = nbformat.read(NOTEBOOK, 4), cpu_seconds()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HW2_TERMINAL", os.devnull)
-        for folder in ("TMPDIR", "TORCH_HOME"): patch.setenv(folder, str(tmp_path_factory.mktemp(folder)))
-        for proxy in ("http_proxy", "https_proxy"): patch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(home)}}, config=QUIET).execute()
+    with offline(tmp_path_factory.mktemp("torch")): execute(notebook, home)
     return notebook, cpu_seconds() - before
 
 
-def shown(notebook, kinds: tuple[str, ...] = ("text/plain",), varying: bool = True) -> list:
-    "The outputs of these kinds, cell by cell; without those of cells whose outputs vary, if so asked."
-    cells = [c for c in notebook.cells if c.cell_type == "code" and (varying or "varies" not in c.metadata.get("tags", []))]
-    return [[o["data"][k] for o in c.outputs for k in kinds if k in o.get("data", {})] for c in cells]
+def pictures(notebook) -> list[int]:
+    "How many pictures each cell shows, cells whose outputs vary included."
+    return [sum("image/png" in o.get("data", {}) for o in c.outputs) for c in notebook.cells if c.cell_type == "code"]
 
 
 def answers(notebook) -> dict[str, str]:
@@ -66,9 +58,8 @@ def test_writes_nothing_where_it_runs(executed, home):
 
 def test_stored_outputs_are_those_of_the_code(executed):
     stored = nbformat.read(NOTEBOOK, 4)
-    assert shown(stored, varying=False) == shown(executed[0], varying=False)
-    assert [len(pictures) for pictures in shown(stored, ("image/png",))] == [len(pictures) for pictures in shown(executed[0], ("image/png",))]
-    assert sum(map(len, shown(stored, ("image/png",)))) >= 14
+    assert differences(stored, executed[0], "nbs/one_video.ipynb") == []
+    assert pictures(stored) == pictures(executed[0]) and sum(pictures(stored)) >= 14
 
 
 @pytest.mark.parametrize("which", ["stored", "executed"])
