@@ -106,7 +106,7 @@ class Classifier(Settings):
     "The report's MLP and how it is trained."
     hidden: count(1) = Field(256, description="hidden units")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of hidden units dropped")
-    lr: Positive = Field(0.01, description="AdamW's learning rate, the report's")
+    lr: Positive = Field(0.01, description="AdamW's learning rate")
     t_0: count(1) = Field(10, description="epochs of the cosine's first period")
     batch_size: count(2) = Field(64, description="videos in a training batch")
     max_epochs: count(1) = Field(100, description="epochs at most")
@@ -122,11 +122,11 @@ class Params(Settings):
     group: Annotated[str, Field(json_schema_extra={"format": "regex"}), AfterValidator(_compiled)] | None = Field(
         None, description="folders: pattern that takes the group (the actor) out of a file's name")
     folds: Literal["group"] | count(2) | None = Field(None, description="null: one split; a number: k folds; group: leave one group out")
-    split_seed: count(0) = Field(666, description="the report's random_state")
-    stratify: bool | None = Field(None, description="split by label; null: not in the course's form, whose split is the report's")
+    split_seed: count(0) = Field(666, description="random_state of the split; 666 as in the homework")
+    stratify: bool | None = Field(None, description="split by label; null: yes, except in the course's form, whose split was not")
     features: dict[str, dict] = Field({}, description="any number, by name; `hw2 features` lists those that need no description")
     fuse: list[str] | None = Field(None, description="the features that are fused; null: all that are no control")
-    classifier: Classifier = Field(Classifier(), description="the report's MLP, trained on each feature")
+    classifier: Classifier = Field(Classifier(), description="the MLP that is trained on each feature")
     on_error: Literal["skip", "stop"] = Field("skip", description="a video that cannot be read: list it and go on, or stop")
     device: Text | None = Field(None, description="null: the best there is; else cpu, cuda, ...")
     engine: Literal["eager", "compile", "openvino"] = Field("eager", description="what runs the networks: eager is the reference, the others are faster")

@@ -126,5 +126,5 @@ def plot_confused(
     for a, b in pairs:
         wrong = misclassified(predictions, names.index(a), names.index(b)).set_index("id")["p"]
         here = files.loc[[i for i in wrong.index if i in files.index]]
-        for row, shots in _decoded(here, 2, frames=5): strips.append((f"true: {a[:22]}, told: {b[:22]} ({wrong[row.id]:.2f})", shots))
+        for row, shots in _decoded(here, 2, frames=5): strips.append((f"true: {a[:22]}, predicted: {b[:22]} ({wrong[row.id]:.2f})", shots))
     return plot_strips(strips, across=10).figure if strips else None

@@ -199,7 +199,8 @@ def plot_reversals(
         colour, mark = looks[f][0], "o" if len(features) <= 3 else looks[f][1]
         ax.hlines(y, d["low"], d["high"], color=colour, lw=2)
         ax.plot(d["share"], y, mark, color=colour, mec="white", ms=7, label=f)
-    ax.set(xlim=(0, 1.02), ylim=(len(pairs) - .5, -.5), xlabel="right direction of time, of the videos told to be one of the two (95 % interval)")
+    ax.set(xlim=(0, 1.02), ylim=(len(pairs) - .5, -.5),
+           xlabel="share with the right direction of time, of the videos predicted as either class (95 % interval)")
     ax.set_yticks(range(len(pairs)), pairs, parse_math=False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, ncols=min(len(features), 4), loc="lower left", bbox_to_anchor=(0, 1))

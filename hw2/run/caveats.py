@@ -62,7 +62,7 @@ def copied(
     kinds = " and ".join(k for k in (f"{same} with the bytes of a training video" * bool(same), f"{near} that look nearly like one" * bool(near)) if k)
     named = "; ".join(f"{one_line(r.id)} ({r.split}) as {one_line(r.of)}{r.how and ', ' + r.how}" for r in found.head(5).itertuples())
     return (f"**Copies across the split.** Among the held-out videos are {kinds}: {named}{' and more' if len(found) > 5 else ''}. "
-            "What is predicted there may have been learned by heart; `hw2.run.caveats.copies` lists all.")
+            "A classifier can predict these from memory; `hw2.run.caveats.copies` lists all.")
 
 # %% ../../nbs/7_run/78_caveats.ipynb #9b3de771
 def nearest_background(
@@ -93,19 +93,19 @@ def pretrained_on_classes(
         both = [names[i] for i in match_names(names, known)]
         named = ", ".join(map(one_line, both[:15])) + " and more" * (len(both) > 15)
         if both: says.append(f"**{f} was pretrained on these classes.** {len(both)} of the {len(names)} classes are, by name, among the {len(known):,} that "
-                             f"the weights {one_line(entries[f]['weights'])} were trained for: {named}. It may even have seen some of these videos. That its "
-                             "embedding is better, rather than better acquainted, would take classes that it has not met.")
-        elif not known: says.append(f"**Nobody says what {f}'s weights were trained on.** If that had these classes, the comparison is not between equals.")
+                             f"the weights {one_line(entries[f]['weights'])} were trained for: {named}. Some of these very videos may have been among them. "
+                             "Whether its embedding is better in general can only be tested on other classes.")
+        elif not known: says.append(f"**It is not known what {f}'s weights were trained on.** If that data had these classes, the comparison favours {f}.")
     return says
 
 # %% ../../nbs/7_run/78_caveats.ipynb #6e2bad4c
 def worth_of_nearness(
     file: str | Path = PACKAGE/"weights/without.csv",  # `seed_spread` of that run's 3-D feature, and a column `without`
 ) -> str:  # one sentence
-    "What the 3-D network's twin reaches on the demo that never saw the primitives most like the demo's."
+    "What the 3-D network reaches on the demo if it is pretrained without the motions that are most like the demo's."
     spread = pd.read_csv(file)
-    return (f"A twin of the 3-D network, trained in the same way on as many clips but without {spread['without'][0]}, "
-            f"reaches {means(spread)}: the means of {spread['seeds'][0]} seeds.")
+    return (f"Pretrained in the same way on as many clips but without {spread['without'][0]}, the 3-D network "
+            f"reaches {means(spread)}: means of {spread['seeds'][0]} seeds.")
 
 # %% ../../nbs/7_run/78_caveats.ipynb #050fec46
 FEW = {"train": 10, "val": 12}  # videos of a class; a recall from 11 videos may be 26 points off to either side
@@ -117,7 +117,7 @@ def few_videos(
     "Classes with too few videos to learn from, or to be evaluated on."
     m, names = run.manifest, run.classes
     m, says = m[~m["id"].isin(run.skipped["id"])], []
-    for split, why in [("train", "a classifier can hardly learn them"), ("val", "their recalls say little, and which class is the hardest even less")]:
+    for split, why in [("train", "too few to learn them well"), ("val", "their recalls are imprecise, and the choice of the hardest class even more so")]:
         n = m[m["split"] == split]["label"].dropna().astype(int).value_counts().reindex(range(len(names)), fill_value=0)
         few = n[n < FEW[split]]
         if n.sum() and len(few): says.append(f"**Few videos.** {len(few)} of {len(names)} classes have fewer than {FEW[split]} {run.split_name(split)} videos "
@@ -139,12 +139,12 @@ def looked_at(
                     "no decision was made on the validation videos.")
     else:
         beside = ", ".join(f"{run.display_name(f)} {r['val_top1']:.3f} and {r['test_top1']:.3f}" for f, r in metrics.items() if r["test_top1"] is not None)
-        says.append("**Early stopping looks at the validation videos.** The epoch that is kept was chosen on the same videos that the validation top-1 is "
-                    "measured on, so that figure is slightly optimistic. The test videos are looked at once, afterwards"
-                    + (f"; believe their figure (validation and test: {beside})." if beside else "; their labels are not known here."))
+        says.append("**Early stopping uses the validation videos.** The epoch that is kept was chosen on the same videos that validation top-1 is "
+                    "measured on, so validation top-1 is slightly optimistic."
+                    + (f" The test videos were used once, after training: rely on test top-1 (validation and test: {beside})." if beside else ""))
     if (m["group"] == "").all() and params["data"] != "demo":
-        says.append("**No groups are known.** If several videos were cut from one source, or show one person, some of them may lie on either side "
-                    "of the split, and every figure is too kind.")
+        says.append("**No groups are known.** If several videos were cut from one source, or show one person, they may lie on both sides "
+                    "of the split, and every result is optimistic.")
     elif (m["group"] != "").any():
         says.append(f"**Videos of one group are alike.** The {len(m)} videos come from {m['group'].nunique()} groups; the intervals count them as if "
                     "they were independent, so they are narrower than they should be.")
@@ -157,17 +157,17 @@ def caveats(
     "What to keep in mind when reading this run's figures."
     metrics, params, says = {f: run.metrics[f] for f in run.features}, run.params, []
     if random := [run.display_name(f) for f in metrics if untrained(params, f)]:
-        says.append(f"**Untrained networks.** The weights behind {' and '.join(random)} are random. Their figures show that the machinery runs; "
-                    "they say nothing about what a trained network would reach.")
+        says.append(f"**Untrained networks.** The weights behind {' and '.join(random)} are random. Their results show that the program runs; "
+                    "they say nothing about a trained network.")
     if bundled := [f for f in metrics if params["features"][f].get("weights") == "bundled"]:
-        near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs: its world and theirs are as close as the "
-                "original report's classes and Kinetics, on which its 3-D network was trained, so do not expect as much of other videos."
+        near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs. They are as close to the "
+                "pretraining data as the homework's classes are to Kinetics, on which its 3-D network was trained. Expect less on other videos."
                 if params["data"] == "demo" else "")
         if near and any(run.kind(f) == "clips" for f in bundled): near += " " + worth_of_nearness()
-        says.append(f"**Drawn pretraining.** The small networks behind {' and '.join(bundled)} have seen nothing but clips and frames "
+        says.append(f"**Pretrained on drawn clips.** The small networks behind {' and '.join(bundled)} were trained only on clips and frames "
                     f"that this package draws.{near}")
     says += pretrained_on_classes(run) + looked_at(run) + few_videos(run) + [copied(run), given_away(run)]
     if all(m["test_top1"] is None for m in metrics.values()): says.append("**No test labels.** The test columns are empty because this data has none.")
-    says.append("**Hardest and easiest go by recall**, all ties named. The original report went by the number of videos correctly classified, "
-                "which also reflects how many videos a class has.")
+    says.append("**Hardest and easiest classes have the lowest and highest recall**; all ties are named. The homework report used the number of "
+                "correctly classified videos, which also depends on how many videos a class has.")
     return "\n".join(f"- {s}" for s in says if s)

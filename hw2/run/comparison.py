@@ -49,7 +49,7 @@ def gained(
     for _, r in run.gains.iterrows():
         verdict = "no gain beyond chance" if r["p_holm"] >= .05 else "a gain" if r["gain"] > 0 else "a loss"
         facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r['p_holm'])}) against {one_line(r['against'])} alone: {verdict}"
-        if r["low"] == r["high"] == 0: facts = f"right on the same ones as {one_line(r['against'])} alone"
+        if r["low"] == r["high"] == 0: facts = f"correct on the same videos as {one_line(r['against'])} alone"
         where = f"on {r['n']:,} {run.split_name(r['videos'])} videos"
         says.append(f"**{one_line(r['fusion'])}** reaches {r['top1']:.3f} {where}, {facts}{_mean(run, r['seeds_mean'])}.")
     return "\n".join(f"- {s}" for s in says)

@@ -46,7 +46,7 @@ def cell_videos(
     predicted: int,  # class
     split: str = "val",  # or "test"
 ) -> pd.DataFrame:  # rows of `predictions`
-    "The videos that one cell of the confusion matrix counts, those of which the feature is surest first."
+    "The videos that one cell of the confusion matrix counts, those with the highest probability first."
     here = (predictions["split"] == split) & (predictions["label"] == true) & (predictions[f"pred_{feature}"] == predicted)
     return predictions[here.fillna(False)].sort_values(f"p_{feature}", ascending=False, kind="stable")
 
