@@ -200,7 +200,7 @@ def plot_reversals(
         ax.hlines(y, d["low"], d["high"], color=colour, lw=2)
         ax.plot(d["share"], y, mark, color=colour, mec="white", ms=7, label=f)
     ax.set(xlim=(0, 1.02), ylim=(len(pairs) - .5, -.5),
-           xlabel="share with the right direction of time, of the videos predicted as either class (95 % interval)")
+           xlabel="share with the right direction, of videos predicted as either class (95 % interval)")
     ax.set_yticks(range(len(pairs)), pairs, parse_math=False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, ncols=min(len(features), 4), loc="lower left", bbox_to_anchor=(0, 1))
