@@ -320,13 +320,19 @@ def check_submission_file(file, data):
 # %% ../../nbs/7_run/90_cli.ipynb #4acdfce7
 @app.command("publish")
 @click.argument("name")
-def publish_run(name):
+@click.option("--page", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Bring only this page's results up to date, with those of every seed: docs/real-video.md.")
+def publish_run(name, page):
     "Copy the run NAME's figures to figures/, its results into README.md and docs/results.md; audit the homework report's tables anew."
+    from hw2.run.publish import publish, publish_page
+    from hw2.run.run import Run
+    run = Run(run_folder(name))
+    if page:
+        publish_page(run, page)
+        return click.echo(f"{page} shows the run {name}")
     where = "publish writes figures/, README.md and docs/ of a checkout"
     if ROOT is None: raise RuntimeError(f"{where}; this hw2 was installed without one (pip install -e in a clone)")
-    from hw2.run.publish import publish
-    from hw2.run.run import Run
-    run, audit = Run(run_folder(name)), {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
+    audit = {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
     execute(EXPERIMENTS/"published.ipynb", run.folder/"published.ipynb", audit)
     publish(run, ROOT)
     click.echo(f"figures/, README.md and docs/results.md show the run {name}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'BEGIN', 'END', 'short_results', 'extremes', 'differences_table', 'gains_table', 'long_results',
-           'with_results', 'publish']
+           'seeds_table', 'main_pairs', 'page_results', 'with_results', 'publish', 'publish_page']
 
 # %% ../../nbs/7_run/79_publish.ipynb #e51299c3
 import math
@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.files import atomic_write, write_text
-from ..core.params import FUSIONS
+from ..core.params import FUSIONS, is_control
+from ..evaluation.metrics import wilson_interval
 from ..report.scores import SECONDS, short_summary
 from ..report.tables import one_line, to_markdown
 from .run import Run
@@ -126,6 +127,43 @@ def long_results(
     sections = [f"## {heading}\n\n" + "\n\n".join(paragraphs) for heading, paragraphs in texts.items() if paragraphs]
     return "\n\n".join([f"The run `{run.folder.name}`: {_videos(run)} videos.", *sections])
 
+# %% ../../nbs/7_run/79_publish.ipynb #5c877122
+def seeds_table(
+    run: Run,
+    split: str = "val",  # or "test"
+) -> pd.DataFrame:  # feature, numbers, seeds, mean, 95 % interval, logistic regression; text
+    "Every feature and fusion with the top-1 of each seed; the interval (Wilson) is the first seed's."
+    every, rows = run.every_top1(), []
+    every = every[every["videos"] == split]
+    for f, m in run.metrics.items():
+        top1 = every.loc[every["feature"] == run.display_name(f), "top1"].tolist()
+        low, high = wilson_interval(round(top1[0] * m[f"n_{split}"]), m[f"n_{split}"])
+        linear = (m.get("logistic_regression") or {}).get(f"{split}_top1")
+        rows.append([run.display_name(f), str(m.get("dim") or ""), ", ".join(f"{v:.3f}" for v in top1), f"{sum(top1) / len(top1):.3f}",
+                     f"{low:.3f} to {high:.3f}", "" if linear is None else f"{linear:.3f}"])
+    return pd.DataFrame(rows, columns=["feature", "numbers", "each seed", "mean", "95 % interval", "logistic regression"])
+
+
+def main_pairs(
+    run: Run,
+) -> pd.DataFrame:  # rows of `run.differences`
+    "The comparisons with the best feature, and those of each control with the feature whose frames it reorders."
+    entries, d = run.params["features"], run.differences
+    controls = {(f, c) for c in run.features for f in run.features if is_control(entries[c]) and entries[f] == entries[c] | {"order": "forward"}}
+    best = max(run.features, key=lambda f: run.metrics[f]["val_top1"] or 0)
+    pairs = controls | {(best, f) for f in run.features}
+    names = {frozenset(map(run.display_name, pair)) for pair in pairs}
+    return d[[frozenset(pair) in names for pair in zip(d["a"], d["b"])]]
+
+
+def page_results(
+    run: Run,
+) -> str:  # Markdown
+    "The results of a page that shows one run."
+    videos, pairs = f"{len(run.manifest):,}" if run.params["folds"] else _videos(run), main_pairs(run)
+    differences = ["Differences, the first seed's; p is corrected for all pairs (Holm):\n", to_markdown(differences_table(pairs))] if len(pairs) else []
+    return "\n".join([f"{videos} videos of {len(run.classes)} classes. The interval is the first seed's.", "", to_markdown(seeds_table(run)), *differences])
+
 # %% ../../nbs/7_run/79_publish.ipynb #39aeae20
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -152,3 +190,11 @@ def publish(
     for name, text in pages.items(): write_text(Path(root)/name, text)
     for p in sorted((run.folder/"figures").glob("[!.]*")):  # no temporary file of a run that was killed
         with atomic_write(Path(root)/"figures"/p.name) as tmp: shutil.copyfile(p, tmp)
+
+
+def publish_page(
+    run: Run,
+    page: str | Path,  # with both markers
+) -> None:
+    "Bring the page's results up to date."
+    write_text(Path(page), with_results(page, page_results(run)))
