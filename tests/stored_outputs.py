@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 from hw2.core.files import ROOT
+from hw2.run.kernels import OwnKernels
 
 VARIES = "varies"  # the tag of a cell whose outputs depend on the processor, the time or a path
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -40,8 +41,8 @@ def offline(folder: str | Path) -> Iterator[None]:  # `folder`: empty, in place 
 
 def execute(notebook: NotebookNode, folder: str | Path) -> NotebookNode:  # `folder`: where the kernel runs
     "The notebook, executed from top to bottom by a fresh kernel."
-    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, config=QUIET, coalesce_streams=True).execute()
-    return notebook
+    where = {"metadata": {"path": str(folder)}}
+    return NotebookClient(notebook, timeout=1800, kernel_manager_class=OwnKernels, resources=where, config=QUIET, coalesce_streams=True).execute()
 
 
 def without_bars(text: str) -> str:

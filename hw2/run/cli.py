@@ -35,18 +35,6 @@ class NotebookError(RuntimeError):
     "A notebook that stopped; the message names the notebook, the cell and the cause."
 
 
-def _own_kernels() -> type:  # of kernel manager
-    "Kernels that run this interpreter, whichever `python3` JUPYTER_PATH and the user's folder hold."
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpecManager
-    from traitlets import default
-
-    class OwnKernels(AsyncKernelManager):
-        @default("kernel_spec_manager")
-        def _without_folders(self): return KernelSpecManager(kernel_dirs=[])
-    return OwnKernels
-
-
 def execute(
     notebook: Path,
     output: Path,  # the executed copy, also when it stops
@@ -54,6 +42,7 @@ def execute(
 ) -> Path:  # the executed copy
     "Run one notebook with papermill under a progress bar; raises `NotebookError` at the first error."
     import papermill
+    from hw2.run.kernels import OwnKernels
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
     if sys.stderr.isatty(): os.environ["HW2_TERMINAL"] = os.ttyname(sys.stderr.fileno())
@@ -62,7 +51,7 @@ def execute(
     unfinished = temporary_path(output)
     try:
         papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
-                                   progress_bar=bar, kernel_manager_class=_own_kernels(),
+                                   progress_bar=bar, kernel_manager_class=OwnKernels,
                                    config=Config({"KernelManager": {"transport_encryption": "auto"}}), extra_arguments=["--log-level=CRITICAL"],
                                    shutdown_kernel="immediate")  # a polite end waits for multiprocessing's helper process and may complain of it
     except papermill.PapermillExecutionError as e:
