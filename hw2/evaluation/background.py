@@ -34,9 +34,9 @@ class Background:
     ) -> str:
         "The accuracy, its interval and chance, as a sentence."
         low, high = interval
-        return (f"the background predicts {self.correct / self.n:.2f} of the labels ({self.correct} of {self.n} held-out videos, interval {low:.2f} to "
-                f"{high:.2f}, by the nearest training video's 8 x 8 thumbnail); chance is {1 / self.classes:.2f} for {self.classes} classes, "
-                f"{self.majority / self.n:.2f} by the most frequent class")
+        return (f"a nearest neighbour on backgrounds of 8 x 8 pixels classifies {self.correct} of {self.n} held-out videos correctly "
+                f"({self.correct / self.n:.2f}, 95 % interval {low:.2f} to {high:.2f}); guessing among {self.classes} classes gives {1 / self.classes:.2f}, "
+                f"the most frequent class {self.majority / self.n:.2f}")
 
 
 def background(

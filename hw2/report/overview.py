@@ -173,7 +173,7 @@ def plot_overview(
 ) -> Figure:
     "The video at the left, a row for each feature, and the video's cell framed in each matrix."
     back, video, true = canvas(len(ways)), probe(path), ways[0].cell[0]
-    for x, text in ((.05, "a video"), (1.75, "what a feature is given"), (4.58, "its vector"), (6.2, "classifier"), (7.25, "confusion matrix")):
+    for x, text in ((.05, "a video"), (1.75, "input of the feature"), (4.58, "its vector"), (6.2, "classifier"), (7.25, "confusion matrix")):
         say(back, x, .12, text, size=9, color=INK)
     back.axhline(.27, color="#d5dbe0", lw=1)
     shots, middle = sample_frames(path, len(ways) + 1, 360), HEAD + len(ways) * HIGH / 2
@@ -188,5 +188,5 @@ def plot_overview(
         y = HEAD + i * HIGH
         arrow(back, (side + .15, middle - .2), (1.66, y + .8))
         draw_way(back, way, y, hidden, styles[way.name][0])
-    say(back, 8.36, HEAD + len(ways) * HIGH, "orange frame: this video", ha="right", color=MARK)
+    say(back, 8.36, HEAD + len(ways) * HIGH, "top-1 of the validation videos; orange outline: this video", ha="right", color=MARK)
     return back.figure

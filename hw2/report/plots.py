@@ -155,9 +155,9 @@ def plot_curves(
                 panel.plot(d["epoch"], d[f"{part}_{what}"], color=colour, lw=1.6, alpha=1 if len(runs) == 1 else .45, label=name if i == 0 else None)
     for d in runs:
         if d["val_top1"].notna().any(): ax[1].plot(*d.loc[d["val_top1"].idxmax(), ["epoch", "val_top1"]], "o", ms=6, color="#D55E00", mec="white", zorder=3)
-    first = runs[0]
+    longest = max(runs, key=len)
     for panel, label in zip(ax, ("loss", "top-1")):
-        for e in first.loc[first["lr"].diff() > 0, "epoch"]: panel.axvline(e, color="#dddddd", lw=.8, zorder=0)
+        for e in longest.loc[longest["lr"].diff() > 0, "epoch"]: panel.axvline(e, color="#dddddd", lw=.8, zorder=0)
         panel.set(xlabel="epoch", ylabel=label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.spines[["top", "right"]].set_visible(False)

@@ -92,7 +92,7 @@ def means(
     spread: pd.DataFrame,  # rows of `seed_spread`
 ) -> str:
     "The means over the seeds in a row, each with its videos, lowest and highest."
-    return " and ".join(f"{r['mean']:.3f} ({r['videos']}, {r['lowest']:.3f} to {r['highest']:.3f})" for _, r in spread.iterrows())
+    return " and ".join(f"{r['mean']:.3f} ({r['videos']}; lowest {r['lowest']:.3f}, highest {r['highest']:.3f})" for _, r in spread.iterrows())
 
 # %% ../../nbs/6_report/65_scores.ipynb #a41d9b8c
 def differences(
@@ -181,10 +181,10 @@ def short_summary(
 def timings(
     stages: Mapping[str, Mapping],  # by stage: its entry of run.json
     names: Mapping[str, str],  # by feature: its display name
-) -> pd.DataFrame:  # stage, seconds, of which fitting, peak memory in GB, the homework report's training seconds
+) -> pd.DataFrame:  # stage, seconds, fitting all seeds, peak memory in GB, the homework report's training seconds
     "How long each stage took on the machine that ran it; the fitting is that of all seeds together."
     theirs = SECONDS | {"fit 6000 x 1024": SECONDS["cnn"]}
     shown = lambda stage: f"train {names[f]}" if (f := stage.removeprefix("train_")) in names else stage
     rows = [[shown(stage), s.get("seconds"), s.get("fit_seconds"), s.get("peak_memory_gb"), theirs.get(stage.removeprefix("train_"))]
             for stage, s in stages.items()]
-    return pd.DataFrame(rows, columns=["stage", "seconds", "of which fitting", "peak memory (GB)", "homework report (s)"])
+    return pd.DataFrame(rows, columns=["stage", "seconds", "fitting all seeds", "peak memory (GB)", "homework report (s)"])

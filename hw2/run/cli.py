@@ -115,7 +115,7 @@ def stages(
     some = lambda names: ", ".join(names) if len(", ".join(names)) <= 40 else f"{len(names)} features"
     trained = f"train a classifier{f' with {n} seeds' if n > 1 else ''} on"
     fusion = {"fuse": ("fuse", f"fuse {some(fused(params))}", {})} if fused(params) else {}
-    return {"extract": ("extract", f"read the videos, compute {some(features)}", {}),
+    return {"extract": ("extract", f"extract features: {some(features)}", {}),
             **{f"train_{f}": ("train", f"{trained} {f}", {"feature": f}) for f in features}, **fusion,
             "report": ("report", "draw the figures, write the report", {})}
 

@@ -15,7 +15,7 @@ MANY = 4  # features; of more not every pair is put into words
 
 def _p(p: float) -> str:
     "A probability that may be very small."
-    return "p below 0.0001" if p < 1e-4 else f"p {p:.4f}"
+    return "p_holm below 0.0001" if p < 1e-4 else f"p_holm {p:.4f}"
 
 
 def _mean(run: Run, difference: float) -> str:
@@ -47,7 +47,7 @@ def gained(
     "The gains in words."
     says = []
     for _, r in run.gains.iterrows():
-        verdict = "no gain beyond chance" if r["p_holm"] >= .05 else "a gain" if r["gain"] > 0 else "a loss"
+        verdict = "not significant" if r["p_holm"] >= .05 else "a gain" if r["gain"] > 0 else "a loss"
         facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r['p_holm'])}) against {one_line(r['against'])} alone: {verdict}"
         if r["low"] == r["high"] == 0: facts = f"correct on the same videos as {one_line(r['against'])} alone"
         where = f"on {r['n']:,} {run.split_name(r['videos'])} videos"

@@ -92,7 +92,7 @@ def _stable(
     for what in shares:
         likely = shares[what][shares[what] >= .01].sort_values(ascending=False, kind="stable")
         others = ", another class in the rest" if len(likely) == 4 else f", one of {len(likely) - 3} other classes in the rest" if len(likely) > 4 else ""
-        says.append(f"the {what} class was " + ", ".join(f"*{one_line(name)}* in {v:.0%}" for name, v in likely.head(3).items()) + others)
+        says.append(f"the {what} class was " + ", ".join(f"*{one_line(name)}* in {v * 100:.0f} %" for name, v in likely.head(3).items()) + others)
     return "; ".join(says)
 
 
@@ -107,9 +107,10 @@ def findings(
     if alike := m["hardest"] and m["hardest"] == m["easiest"]: parts.append(f"All classes are equally hard (recall {t[m['hardest'][0]]:.3f} each).")
     for what in ("hardest", "easiest") if not alike else ():
         if m[what]: parts.append(f"The {what} {'class is' if len(m[what]) == 1 else 'classes are'} {_listed(m[what])} (recall {t[m[what][0]]:.3f}).")
-    if m["hardest"] and not alike: parts.append(f"How stable is that? In {RESAMPLES:,} bootstrap resamples of these videos {_stable(run, feature)}.")
+    if m["hardest"] and not alike:
+        parts.append(f"How stable is that? In {RESAMPLES:,} bootstrap resamples of these videos, ties shared, {_stable(run, feature)}.")
     seeds = f" all {len(m['seeds'])} seeds together" if len(m["seeds"]) > 1 else ""
-    theirs = f"; the homework report's one training, on 6,000 videos, took {SECONDS[feature]:g} s" if feature in SECONDS else ""
+    theirs = f"; the homework report's one training, on 6,000 videos, took {SECONDS[feature]:.0f} s" if feature in SECONDS else ""
     if "fit_seconds" in stage: parts.append(f"Training{seeds} took {stage['fit_seconds']:.1f} s{theirs}.")
     if untrained(run.params, feature): parts.append("This network is **untrained**: its weights are random, so these numbers are no result.")
     return " ".join(parts)
@@ -118,11 +119,11 @@ def findings(
 KINDS = {
     "sift": "From each frame the strongest keypoints are kept, at most {keypoints}. Each is described by 128 numbers and assigned to one of {words} visual "
             "words, the centres of a k-means fitted on training videos only. A frame becomes a histogram of words; the video's vector is the {pooled} over "
-            "its frames. The order of frames is not in it.",
+            "its frames. It does not depend on the order of the frames.",
     "frames": "A 2-D network ({backbone}, {weights}) processes each frame by itself; the video's vector is the {pooled} of the frames' embeddings. "
-              "It describes colour, texture and shape. The order of frames is not in it.",
+              "It describes colour, texture and shape, and does not depend on the order of the frames.",
     "clips": "A 3-D network ({backbone}, {weights}) processes clips of {frames} frames; the video's vector is the {pooled} of the clips' embeddings. "
-             "The order of frames within a clip is in it.",
+             "It depends on the order of the frames within a clip.",
     "vectors": "Vectors from {file}, one a video. They were computed elsewhere; what they describe is not known here."}
 CONTROLS = {"reversed": "played backwards", "shuffled": "in random order, another one for each clip", "still": "replaced by the middle one"}
 
@@ -153,7 +154,7 @@ def about_split(
         if n["count"]["val"]: says.append("Validation top-1 is measured on the validation videos.")
     if n["count"]["test"]: says.append("Test top-1 is measured on the test videos.")
     elif n["size"]["test"]: says.append("The test videos have no labels; their predictions are in the submission files.")
-    return " ".join([*says, "*Smallest* and *largest class* count the labelled videos of a class in that split."])
+    return " ".join([*says, "The last two columns count the labelled videos of the smallest and of the largest class."])
 
 
 def contents(

@@ -34,7 +34,7 @@ def serve(
 ) -> None:
     "Import the libraries, then fork a kernel or look after one at every request, until the other end of the pipe is closed."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the one who started the server
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "JPY_PARENT_PID": str(os.getpid())}  # read when the libraries are imported
     for name in PRELOAD: import_module(name)
     codes = {}  # by process id: the exit code, None while the kernel runs
     with Connection(descriptor) as requests:
@@ -74,7 +74,7 @@ def _fork(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.clear()
-        os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))  # ipykernel ends when this process does
+        os.environ.update(environment)
         os.chdir(folder)
         _run_kernel(arguments)
     finally: os._exit(1)  # whatever happens, the child never goes on as a server

@@ -32,12 +32,12 @@ def short_results(
     run: Run,
 ) -> str:  # Markdown; pictures by the relative path figures/
     "The README's results: every feature, every fusion and the majority class, and one matrix for each feature."
-    rows = short_summary(run.summary()).rename(columns={"dim": "numbers"})
+    rows = short_summary(run.summary())
     rows = rows[rows["feature"].isin([*(run.display_name(f) for f in run.metrics), "majority class"])]
     scored = [f for f in run.features if run.confusion(f).any()]
     caption = "The confusion matrices, left to right in the table's order; rows are true classes, columns predicted ones:\n"
     pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {f}" width="32%">' for f in scored]
-    made = f"{_videos(run)} videos. Top-1 with its 95 % interval (Wilson).\n`numbers` is the length of a video's vector."
+    made = f"{_videos(run)} videos. Top-1 with its 95 % interval (Wilson).\n`dim` is the length of a video's vector."
     return "\n".join([made, "", to_markdown(rows), *([caption] if scored else []), *pictures])
 
 # %% ../../nbs/7_run/79_publish.ipynb #4f0da8ad
@@ -131,7 +131,7 @@ def long_results(
 def seeds_table(
     run: Run,
     split: str = "val",  # or "test"
-) -> pd.DataFrame:  # feature, numbers, seeds, mean, 95 % interval, logistic regression; text
+) -> pd.DataFrame:  # feature, dim, seeds, mean, 95 % interval, logistic regression; text
     "Every feature and fusion with the top-1 of each seed; the interval (Wilson) is the first seed's."
     every, rows = run.every_top1(), []
     every = every[every["videos"] == split]
@@ -141,7 +141,7 @@ def seeds_table(
         linear = (m.get("logistic_regression") or {}).get(f"{split}_top1")
         rows.append([run.display_name(f), str(m.get("dim") or ""), ", ".join(f"{v:.3f}" for v in top1), f"{sum(top1) / len(top1):.3f}",
                      f"{low:.3f} to {high:.3f}", "" if linear is None else f"{linear:.3f}"])
-    return pd.DataFrame(rows, columns=["feature", "numbers", "each seed", "mean", "95 % interval", "logistic regression"])
+    return pd.DataFrame(rows, columns=["feature", "dim", "each seed", "mean", "95 % interval", "logistic regression"])
 
 
 def main_pairs(
