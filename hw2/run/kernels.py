@@ -43,7 +43,8 @@ def serve(
             else:
                 requests.send(pid := _fork(*request, requests))
                 codes[pid] = None
-    for pid in [p for p, code in codes.items() if code is None]: os.killpg(pid, signal.SIGKILL)
+    for pid in [p for p in codes if _exit_code(p, codes) is None]: os.killpg(pid, signal.SIGKILL)
+    os._exit(0)  # to take the libraries apart would cost another second or two
 
 
 def _next(requests: Connection):
