@@ -6,7 +6,7 @@
 __all__ = ['categories', 'match_names', 'zero_shot']
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #a162fb62
-from ..features.networks import MINI  # before torchvision, for which it clears the way
+from ..features.networks import OWN, WeightsError  # before torchvision, for which it clears the way
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #54bf3676
 import re
@@ -19,14 +19,22 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from ..features.backbone import Backbone
+from ..features.weights import sidecar, weights_file
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #d3a914c0
+def _own_categories(backbone: str, weights: str) -> list[str]:
+    "The names in the sidecar; none where the weights or the sidecar are not there."
+    try: file = weights_file(backbone, weights)
+    except WeightsError: return []
+    return sidecar(backbone, file).get("categories", []) if file else []
+
+
 def categories(
-    backbone: str,  # an architecture of torchvision's, or one of the small ones
-    weights: str,  # an enum name of torchvision's, or a file
+    backbone: str,  # as in `build`
+    weights: str,  # as in `weights_file`
 ) -> list[str]:  # empty where they are not known
     "The names of the classes that the weights were trained for."
-    if backbone in MINI: return []
+    if backbone in OWN: return _own_categories(backbone, weights)
     for name, entry in get_model_weights(backbone).__members__.items():
         if weights == name or Path(weights).name == Path(entry.url).name: return list(entry.meta["categories"])
     return []

@@ -6,7 +6,7 @@
 __all__ = ['BATCH_BYTES', 'needed_tensors', 'locked_cached_property', 'BackboneSpec', 'Backbone', 'embed', 'EmbeddingExtractor']
 
 # %% ../../nbs/2_features/26_backbone.ipynb #7ebb6053
-from .networks import BUILDING, MINI, WeightsError, build, known_backbones, unknown  # before torchvision, which it prepares for import
+from .networks import BUILDING, BUNDLED, OWN, WeightsError, build, known_backbones, unknown  # before torchvision, which it prepares for import
 
 # %% ../../nbs/2_features/26_backbone.ipynb #81f54d28
 from collections.abc import Callable, Collection
@@ -132,7 +132,7 @@ class BackboneSpec:
         check_engine(engine, device)
         self.name, self.weights, self.node, self.device, self.engine = name, weights, node, device, engine
         self._precision, self._rewrites = precision, rewrites  # as asked for
-        self.facts = sidecar(name, self.file) if name in MINI and self.file else {}
+        self.facts = sidecar(name, self.file) if name in OWN and self.file else {}
         self.transform = preprocessing(name, weights, preprocess, self.facts)
         self.shape = (3, *[clip_frames(name)] * self.clips, *self.prepare(np.zeros((32, 32, 3), np.uint8)).shape[1:])  # of one item
         self.batch = batch or max(1, (BATCH_BYTES if device == "cpu" else 16 * BATCH_BYTES) // int(np.prod(self.shape)))
@@ -148,8 +148,8 @@ class BackboneSpec:
 
     @locked_cached_property
     def precision(self) -> str:
-        "The number format of the convolutions; the package's own networks compute in float32 everywhere, unless asked otherwise."
-        if self._precision or self.name in MINI or not self.device.startswith("cuda"): return self._precision or "float32"
+        "The number format of the convolutions; the bundled networks compute in float32 everywhere, unless asked otherwise."
+        if self._precision or self.name in BUNDLED or not self.device.startswith("cuda"): return self._precision or "float32"
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
     @property
@@ -186,7 +186,7 @@ class Backbone(BackboneSpec):
         make = partial(build, self.name, **({"num_classes": self.facts["num_classes"]} if self.facts else {}))
         needed = torch.inference_mode(False)(lambda: needed_tensors(make().eval(), self.node, self.shape))
         if self.untrained: network = make()
-        elif self.name in MINI or is_local_file(self.name, self.weights): network = load_weights(make(), self.file, needed)
+        elif self.name in OWN or is_local_file(self.name, self.weights): network = load_weights(make(), self.file, needed)
         else: network = get_model(self.name, weights=torchvision_weights(self.name, self.weights))  # downloaded already; some models differ by weights
         embedding_node(network, self.node)  # raises for an unknown node
         return rewrite(network.eval().requires_grad_(False), self.rewrites, self.precision).to(self.device)

@@ -16,8 +16,9 @@ from .backbone import Backbone
 from .base import Extractor, PooledEmbeddings, Pooler
 from .clips import ClipEmbeddings
 from .frames import FrameEmbeddings
+from .networks import OWN
 from .sift import SIFT, BagOfWords
-from .weights import hub_folder, torchvision_weights
+from .weights import fetched_file, hub_folder, torchvision_weights
 
 # %% ../../nbs/2_features/29_catalogue.ipynb #9a876225
 def extractor_of(
@@ -55,6 +56,7 @@ def availability(
     "Whether the feature can be computed on this machine now; nothing is downloaded to find out."
     if "weights" not in entry: return "yes"
     if entry["weights"] == "bundled": return "yes: in the package"
+    if entry["backbone"] in OWN: return "yes: fetched" if fetched_file(entry["backbone"]).is_file() else f"after: hw2 weights {entry['backbone']}"
     weights = torchvision_weights(entry["backbone"], entry["weights"])
     if (hub_folder()/Path(weights.url).name).is_file(): return "yes: downloaded"
     return f"after a download of {weights.meta['_file_size']:.0f} MB"

@@ -66,7 +66,7 @@ ABSENT = ["av", "cv2", "pandas", "psutil", "pydantic", "sklearn", "tqdm", "yaml"
 def test_networks_run_where_only_torch_is_installed():
     "The modules that compute networks import torch, torchvision, numpy and safetensors; a batch of frames from memory goes through one."
     code = (f"sys.modules.update(dict.fromkeys({ABSENT}))\nimport numpy as np\n"
-            "from hw2.features import backbone, base, checkpoint, engine, networks, weights\n"
+            "from hw2.features import backbone, base, checkpoint, engine, networks, package_index, weights\n"
             "network = backbone.Backbone('convnext_mini', 'bundled', batch=4)\n"
             "frames = [network.prepare(f) for f in np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), np.uint8)]\n"
             "print(json.dumps([backbone.embed(network, np.stack(frames)).shape, network.key(), sorted(m for m in sys.modules if m.startswith('hw2.data'))]))")

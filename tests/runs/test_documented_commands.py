@@ -26,6 +26,8 @@ NOT_RUN = {  # command: why not, and the test that does the same in small
     "make bench": ("an hour on a quiet machine", "runs/test_benchmark.py::test_every_stage_has_its_row"),
     "make bench CLIPS=path/to/videos": ("an hour on a quiet machine", "runs/test_benchmark.py::test_every_stage_has_its_row"),
     "python -m hw2.benchmark.accelerator --out figures": ("it needs an accelerator", "runs/test_accelerator.py::test_every_setup_has_its_row"),
+    **dict.fromkeys(["hw2 weights i3d", "hw2 weights efficientnet_lite2"],
+                    ("they need a package index", "unit/test_package_index.py::test_what_is_fetched_is_written_once_with_its_sidecar")),
     "source .venv/bin/activate": ("the tests are in their environment already", "package/test_wheel.py::test_publish_wants_a_checkout"),
     "papermill nbs/experiments/pretrain.ipynb runs/pretrain/3d.ipynb -p network r2plus1d_mini":
         ("an hour", "unit/test_pretraining.py::test_pretrain_writes_a_network_that_loads"),
