@@ -7,11 +7,13 @@ __all__ = ['FEW', 'thumbnails_of', 'copies', 'copied', 'nearest_background', 'gi
            'worth_of_nearness', 'few_videos', 'looked_at', 'caveats']
 
 # %% ../../nbs/7_run/78_caveats.ipynb #5236862a
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core.cards import CATALOGUE
 from ..core.files import PACKAGE
 from ..core.params import untrained
 from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
@@ -93,10 +95,18 @@ def pretrained_on_classes(
         both = [names[i] for i in match_names(names, known)]
         named = ", ".join(map(one_line, both[:15])) + " and more" * (len(both) > 15)
         if both: says.append(f"**{f} was pretrained on these classes.** {len(both)} of the {len(names)} classes are, by name, among the {len(known):,} that "
-                             f"the weights {one_line(entries[f]['weights'])} were trained for: {named}. It may even have seen some of these videos. That its "
+                             f"the weights {one_line(entries[f]['weights'])} were trained on: {named}. It may even have seen some of these videos. That its "
                              "embedding is better, rather than better acquainted, would take classes that it has not met.")
-        elif not known: says.append(f"**Nobody says what {f}'s weights were trained on.** If that had these classes, the comparison is not between equals.")
+        elif not known: says.append(_trained_on(f, entries[f]))
     return says
+
+
+def _trained_on(f: str, entry: Mapping) -> str:
+    "What is said of weights whose classes have no known names: their data, if a card states it."
+    same = (c.trained_on for c in CATALOGUE.values() if all(c.entry.get(k) == entry[k] for k in ("kind", "backbone", "weights")))
+    if data := next(same,
+                    ""): return f"**{f}'s weights were trained on {data}.** Its classes are not listed; if it has these, the comparison is not between equals."
+    return f"**Nobody says what {f}'s weights were trained on.** If that had these classes, the comparison is not between equals."
 
 # %% ../../nbs/7_run/78_caveats.ipynb #6e2bad4c
 def worth_of_nearness(

@@ -121,7 +121,7 @@ KINDS = {
             "is left in it.",
     "frames": "A two-dimensional network ({backbone}, {weights}) looks at each frame by itself; the video's vector is the {pooled} of its frames' "
               "embeddings. It has colour, texture and shape in it, and no order of frames.",
-    "clips": "A three-dimensional network ({backbone}, {weights}) looks at clips of {frames} frames; the video's vector is the {pooled} of its clips' "
+    "clips": "A three-dimensional network ({backbone}, {weights}) looks at clips{frames}; the video's vector is the {pooled} of its clips' "
              "embeddings. So the direction of time is in it.",
     "vectors": "Vectors from {file}, one a video. They were computed elsewhere; what is in them is not known here."}
 CONTROLS = {"reversed": "played backwards", "shuffled": "in a random order, another one for each clip", "still": "replaced by the middle one"}
@@ -133,8 +133,9 @@ def introduction(
 ) -> str:  # Markdown, one paragraph
     "What the feature is."
     entry = run.params["features"][feature]
-    says = KINDS[entry["kind"]].format(**{k: one_line(v) if isinstance(v, str) else v for k, v in entry.items()},
-                                       frames=clip_frames(entry.get("backbone", "")), pooled={"max": "maximum"}.get(entry.get("pool"), "mean"))
+    n = clip_frames(entry.get("backbone", ""))
+    says = KINDS[entry["kind"]].format(**{k: one_line(v) if isinstance(v, str) else v for k, v in entry.items()}, frames=f" of {n} frames" * (n is not None),
+                                       pooled={"max": "maximum"}.get(entry.get("pool"), "mean"))
     if is_control(entry): says += f" **A control:** the frames are {CONTROLS[entry['order']]}, in training and in evaluation, to see what their order is worth."
     return says
 
