@@ -74,7 +74,7 @@ class _Embedding(nn.Module):
 
     def forward(self, x):  # (b, 3, H, W) -> (b, d)
         x = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-        if x.ndim != 2: raise WeightsError(f"timm's {type(self.model).__name__} gives no vector, but {' x '.join(map(str, x.shape[1:]))} numbers; name a node")
+        if x.ndim != 2: raise WeightsError(f"timm's {type(self.model).__name__} gives no vector, but {' x '.join(map(str, x.shape[1:]))} numbers")
         return x
 
 # %% ../../nbs/2_features/25a_timm_networks.ipynb #53cff3e2

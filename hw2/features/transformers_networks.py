@@ -42,9 +42,9 @@ def checkpoint_folder(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", name) or name.startswith("."):
         raise WeightsError(f"transformers/{name}: no such folder, and no repository, which is written owner/name")
     repository, _, revision = name.partition("@")
-    config = hub_file(repository, "config.json", revision or None)
+    if config := cached_file(repository, "config.json", revision or None): return config.parent
     for settings in SETTINGS: hub_file(repository, settings, revision or None, optional=True)
-    return config.parent
+    return hub_file(repository, "config.json", revision or None).parent  # last, so that with it everything is in the cache
 
 
 def weight_files(
@@ -65,8 +65,10 @@ def weight_files(
 
 def _hub_weights(repository: str, commit: str) -> list[Path]:
     "A repository's weights, of the commit that its configuration is of."
-    if not any(cached_file(repository, f, commit) for f in (WEIGHTS, INDEX)): warn_of_licence(repository, hub_licence(repository))
-    first = hub_file(repository, WEIGHTS, commit, optional=True) or hub_file(repository, INDEX, commit, optional=True)
+    first = cached_file(repository, WEIGHTS, commit) or cached_file(repository, INDEX, commit)
+    if first is None:
+        warn_of_licence(repository, hub_licence(repository))
+        first = hub_file(repository, WEIGHTS, commit, optional=True) or hub_file(repository, INDEX, commit, optional=True)
     if first is None: raise WeightsError(f"{repository} has no {WEIGHTS}; a revision with safetensors is named by {repository}@REVISION")
     return [first, *(hub_file(repository, piece, commit) for piece in _pieces(first))]
 
@@ -178,7 +180,7 @@ class _Embedding(nn.Module):
         if isinstance(output, torch.Tensor): return output
         if getattr(output, "pooler_output", None) is not None: return output.pooler_output.flatten(1)
         if (tokens := getattr(output, "last_hidden_state", None)) is not None and tokens.ndim == 3: return tokens.mean(1)
-        raise WeightsError(f"transformers' {type(model).__name__} gives no vector; name a node")
+        raise WeightsError(f"transformers' {type(model).__name__} gives no vector: neither a pooled output nor tokens")
 
 
 def _classifies(model: nn.Module) -> bool: return type(model).__name__.endswith(("ForVideoClassification", "ForImageClassification"))
