@@ -75,4 +75,4 @@ def _extra_availability(entry: Mapping) -> str:
         here = checkpoint_cached(name)
     if here: return "yes: downloaded"
     card = next(c for c in CATALOGUE.values() if c.entry == entry)
-    return f"after a download of about {card.parameters * 4 / 1e6:,.0f} MB" + "; its licence restricts its use" * card.restricted
+    return f"after a download of {card.parameters * 4 / 1e6:,.0f} MB" + " (restricted)" * card.restricted  # by its licence

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .networks import WeightsError
+from .weights import BUNDLED_PARAMS
 
 # %% ../../nbs/2_features/24c_hub.ipynb #6f9671b3
 def library_version(
@@ -54,7 +55,7 @@ def hub_file(
     optional: bool = False,  # whether the repository may be without it
 ) -> Path | None:  # None if it is optional and not there
     "The local file, fetched once; raises `WeightsError` that says what to do."
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import constants, errors, hf_hub_download
     if found := cached_file(repository, filename, revision): return found
     try: return Path(hf_hub_download(repository, filename, revision=revision))
     except errors.GatedRepoError as e:
@@ -67,5 +68,6 @@ def hub_file(
         if isinstance(e, errors.RemoteEntryNotFoundError): raise WeightsError(f"{repository} has no {filename}") from e
         why = "HF_HUB_OFFLINE is set" if "HF_HUB_OFFLINE" in str(e.__cause__ or e) else "the hub cannot be reached"
         raise WeightsError(f"{filename} of {repository} is not here and cannot be downloaded ({why}). Run `hf download {repository}` where there is a network "
-                           "and copy the folder, or take networks that travel with the package: -p features '[sift, convnext_mini, r2plus1d_mini]'") from e
+                           f"and copy the folder that it makes into {constants.HF_HUB_CACHE}; or take the two small networks that travel with the package: "
+                           f"{BUNDLED_PARAMS}") from e
     except ValueError as e: raise WeightsError(f"{repository}: {str(e).splitlines()[0]}") from e

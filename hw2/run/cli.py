@@ -217,7 +217,8 @@ def list_features(name):
         rows = [[f, card.entry["kind"], card.dim, re.split("[:,]", card.trained_on)[0] or "nothing", availability(card.entry)] for f, card in CATALOGUE.items()]
         table = pd.DataFrame(rows, columns=["feature", "kind", "dim", "trained on", "here"])
         click.echo(table.to_string(index=False, justify="left", formatters={c: f"{{:<{table[c].str.len().max()}}}".format for c in table if c != "dim"}))
-        click.echo("\nOne in full: hw2 features NAME. In a parameters file: features: [sift, cnn3d]")
+        click.echo("\nOne in full: hw2 features NAME. In a parameters file: features: [sift, cnn3d]\n"
+                   "restricted: by the licence of the weights, which hw2 features NAME shows")
         return
     card = CATALOGUE[name]
     settings = ", ".join(f"{k}: {v}" for k, v in card.entry.items())
