@@ -202,7 +202,7 @@ class Backbone(BackboneSpec):
     @locked_cached_property
     def network(self) -> nn.Module:
         "The network with its weights, in evaluation mode, on its device."
-        needed = torch.inference_mode(False)(lambda network: needed_tensors(network, self.where, self.shape))
+        needed = torch.inference_mode(False)(lambda make: needed_tensors(make().eval(), self.where, self.shape))
         network = self.library.build() if self.untrained else self.library.load(self.file, needed)
         embedding_node(network, self.where)  # raises for an unknown node
         return rewrite(network.eval().requires_grad_(False), self.rewrites, self.precision).to(self.device)

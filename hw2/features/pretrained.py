@@ -56,7 +56,7 @@ class Pretrained:
 
     def load(self,
         file: Path,
-        needed: Callable[[nn.Module], set[str]],  # the tensors that the embedding depends on
+        needed: Callable[[Callable[[], nn.Module]], set[str]],  # from what builds the network to the tensors that the embedding depends on
     ) -> nn.Module:
         "The network with its weights; raises `WeightsError` that names a tensor that is missing or left over."
         raise NotImplementedError
@@ -88,9 +88,9 @@ class TorchvisionNetwork(Pretrained):
 
     def build(self) -> nn.Module: return build(self.name, **({"num_classes": self.facts["num_classes"]} if self.facts else {}))
 
-    def load(self, file: Path, needed: Callable[[nn.Module], set[str]]) -> nn.Module:
+    def load(self, file: Path, needed: Callable[[Callable[[], nn.Module]], set[str]]) -> nn.Module:
         "torchvision's own loading for its weights, which is strict; a file may lack what is not needed."
-        if self.own or is_local_file(self.name, self.weights): return load_weights(self.build(), file, lambda: needed(self.build().eval()))
+        if self.own or is_local_file(self.name, self.weights): return load_weights(self.build(), file, lambda: needed(self.build))
         return get_model(self.name, weights=torchvision_weights(self.name, self.weights))  # downloaded already; some models differ by weights
 
     def categories(self) -> list[str]:

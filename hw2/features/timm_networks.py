@@ -113,11 +113,11 @@ class TimmNetwork(Pretrained):
             except (AssertionError, RuntimeError, TypeError, ValueError) as e:
                 raise WeightsError(f"timm/{self.name} cannot be built with weights {self.weights}: {' '.join(str(e).split())}") from e
 
-    def load(self, file: Path, needed: Callable[[nn.Module], set[str]]) -> nn.Module:
+    def load(self, file: Path, needed: Callable[[Callable[[], nn.Module]], set[str]]) -> nn.Module:
         "timm's own loading, strict; a file of one's own may lack what is not needed."
         if self.weights != "pretrained":
             network = self.build()
-            load_weights(network.model, file, lambda: {n.removeprefix("model.") for n in needed(self.build().eval())})
+            load_weights(network.model, file, lambda: {n.removeprefix("model.") for n in needed(self.build)})
             return network
         network = self.build(pretrained=True, pretrained_cfg_overlay={"state_dict": read_tensors(file)})
         wrong = [n for n, v in network.model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]

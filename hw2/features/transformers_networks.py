@@ -252,7 +252,7 @@ class TransformersNetwork(Pretrained):
             torch.manual_seed(0)
             return _Embedding(self.made_by(self.config))
 
-    def load(self, file: Path, needed: Callable[[nn.Module], set[str]]) -> nn.Module:
+    def load(self, file: Path, needed: Callable[[Callable[[], nn.Module]], set[str]]) -> nn.Module:
         "All tensors, needed or not."
         with _one_line(f"{file} does not fit {self.made_by.__name__}"):
             model, info = self.made_by.from_pretrained(self.folder, config=self.config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
