@@ -135,6 +135,12 @@ def _batch_size(shape: tuple[int, ...], device: str) -> int:
     return max(1, (2**20 if device == "cpu" else 2**24) // int(np.prod(shape)))
 
 
+def _default_precision(own: bool, device: str) -> str:
+    "float32 on a CPU, and for the package's own networks everywhere; else the 16 bits that the accelerator computes fast."
+    if own or not device.startswith("cuda"): return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
 def _decoder() -> dict[str, str]:
     "PyAV's version, for the store's key; nothing where it is not installed and frames come from elsewhere."
     try: return {"av": version("av")}
@@ -169,16 +175,13 @@ class BackboneSpec:
     def file(self) -> Path | None: return self.library.file()
 
     @locked_cached_property
-    def precision(self) -> str:
-        "The number format of the convolutions; the package's own networks compute in float32 everywhere, unless asked otherwise."
-        if self._precision or self.library.own or not self.device.startswith("cuda"): return self._precision or "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    def precision(self) -> str: return self._precision or _default_precision(self.library.own, self.device)  # of the convolutions
 
     @property
     def rewrites(self) -> list[str]:
         "The network's rewrites, which are made for torchvision's modules and ours; a network whose node is named keeps its modules."
-        asked, ours = self._rewrites, self.node is None and self.library.rewritable
-        if asked is None: asked = (*REWRITES, "half") if self.device.startswith("cuda") and self.precision != "float32" and ours else ()
+        ours, fast = self.node is None and self.library.rewritable, self.device.startswith("cuda") and self.precision != "float32"
+        asked = self._rewrites if self._rewrites is not None else (*REWRITES, "half") if ours and fast else ()
         return sorted(asked if ours else {"half"} & {*asked})
 
     def key(self) -> dict:

@@ -46,7 +46,7 @@ def checkpoint_folder(
     for settings in SETTINGS: hub_file(repository, settings, revision or None, optional=True)
     return hub_file(repository, "config.json", revision or None).parent  # last, so that with it everything is in the cache
 
-
+# %% ../../nbs/2_features/25b_transformers_networks.ipynb #fedb59d6
 def weight_files(
     name: str,  # as in `checkpoint_folder`
 ) -> list[Path]:  # one, or the index and its pieces
@@ -77,7 +77,7 @@ def _pieces(first: Path) -> list[str]:
     "The files that an index names; none for a file of weights."
     return sorted({Path(n).name for n in json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()}) if first.name == INDEX else []
 
-
+# %% ../../nbs/2_features/25b_transformers_networks.ipynb #a638a3fc
 def checkpoint_cached(
     name: str,  # as in `checkpoint_folder`
 ) -> bool:
@@ -115,7 +115,7 @@ def _one_line(what: str) -> Iterator[None]:
     except WeightsError: raise
     except Exception as e: raise WeightsError(f"{what}: {' '.join(str(e).split())[:400] or type(e).__name__}") from e
 
-
+# %% ../../nbs/2_features/25b_transformers_networks.ipynb #f1ad671b
 def processor_of(
     folder: Path,  # from `checkpoint_folder`
     video: bool,  # whether the network takes clips
@@ -141,7 +141,7 @@ def _config(folder: Path):
     from transformers import AutoConfig
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
-
+# %% ../../nbs/2_features/25b_transformers_networks.ipynb #f72adb03
 def processor_preset(
     processor,  # of transformers
 ) -> Preset:
