@@ -31,11 +31,11 @@ QUIET = Config({"KernelManager": {"transport_encryption": "auto"}, "NotebookClie
 
 
 @contextmanager
-def offline(folder: str | Path) -> Iterator[None]:  # `folder`: empty, in place of torch's cache
+def offline(folder: str | Path) -> Iterator[None]:  # `folder`: empty, in place of torch's cache and the hub's
     "An environment with no network, no cached weights, no progress bars, and no export, which would rewrite hw2/ under a notebook that runs beside."
     nobody = "http://127.0.0.1:9"  # where nobody listens
-    changed = {"HW2_TERMINAL": os.devnull, "IN_TEST": "1", "TORCH_HOME": str(folder), "http_proxy": nobody, "https_proxy": nobody,
-               "no_proxy": "127.0.0.1"}  # a notebook may serve a file to itself
+    changed = {"HW2_TERMINAL": os.devnull, "IN_TEST": "1", "TORCH_HOME": str(folder), "HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "http_proxy": nobody,
+               "https_proxy": nobody, "no_proxy": "127.0.0.1"}  # a notebook may serve a file to itself
     with mock.patch.dict(os.environ, changed): yield
 
 

@@ -32,7 +32,7 @@ def torchvision_network(
 ) -> tuple[nn.Module, Callable]:  # the network in evaluation mode; its preprocessing
     "torchvision's network without its classifier, in float32 and the default memory layout."
     backbone = Backbone(name, weights)  # finds the file and the preprocessing
-    network = build(name, **({"num_classes": backbone.facts["num_classes"]} if backbone.facts else {}))
+    network = build(name, **({"num_classes": backbone.library.facts["num_classes"]} if backbone.library.facts else {}))
     if backbone.file: load_weights(network, backbone.file)
     *_, (head, _) = network.named_children()
     setattr(network, head, nn.Identity())

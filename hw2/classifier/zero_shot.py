@@ -6,38 +6,30 @@
 __all__ = ['categories', 'match_names', 'zero_shot']
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #a162fb62
-from ..features.networks import OWN, WeightsError  # before torchvision, for which it clears the way
+from ..features.networks import WeightsError  # before torchvision, for which it clears the way
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #54bf3676
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
 from torch import nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_weight
 
-from ..features.backbone import Backbone
-from ..features.weights import sidecar, weights_file
+from ..core.cards import CATALOGUE
+from ..features.backbone import Backbone, pretrained
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #d3a914c0
-def _own_categories(backbone: str, weights: str) -> list[str]:
-    "The names in the sidecar; none where the weights or the sidecar are not there."
-    try: file = weights_file(backbone, weights)
-    except WeightsError: return []
-    return sidecar(backbone, file).get("categories", []) if file else []
-
-
 def categories(
-    backbone: str,  # as in `build`
-    weights: str,  # as in `weights_file`
-) -> list[str]:  # empty where they are not known
-    "The names of the classes that the weights were trained for."
-    if backbone in OWN: return _own_categories(backbone, weights)
-    for name, entry in get_model_weights(backbone).__members__.items():
-        if weights == name or Path(weights).name == Path(entry.url).name: return list(entry.meta["categories"])
-    return []
+    backbone: str,  # as in `pretrained`
+    weights: str,
+) -> list[str]:  # empty where they are not known, or the library is not here
+    "The names of the classes that the weights were trained on, whether their labels were used or not."
+    card = next((c for c in CATALOGUE.values() if (c.entry.get("backbone"), c.entry.get("weights")) == (backbone, weights)), None)
+    if card and card.trained_on.startswith("Kinetics-400"): return list(get_weight("R2Plus1D_18_Weights.KINETICS400_V1").meta["categories"])
+    try: return pretrained(backbone, weights).categories()
+    except WeightsError: return []
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #3a599f43
 def match_names(
@@ -56,7 +48,7 @@ def zero_shot(
     names: Sequence[str],  # the set's classes
 ) -> np.ndarray | None:  # (len(videos), classes) float32, 0 for a class without a name there; None where fewer than two have one, or the head does not fit
     "Probabilities from the head that came with the weights."
-    known = categories(backbone.name, backbone.weights)
+    known = backbone.library.categories()
     matched = match_names(names, known)
     if len(matched) < 2: return None
     linear = [m for m in backbone.network.modules() if isinstance(m, nn.Linear)]

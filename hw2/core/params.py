@@ -56,10 +56,11 @@ class SIFTEntry(Settings):
 
 class NetworkEntry(Settings):
     "What the two kinds of networks share."
-    backbone: Text = Field(description="an architecture of torchvision's, convnext_mini or r2plus1d_mini")
-    weights: Text = Field(description="an enum name (downloaded), a file, bundled (the small ones), or random: for tests only")
+    backbone: Text = Field(description="torchvision's or this package's name, timm/NAME, transformers/OWNER/NAME or transformers/FOLDER")
+    weights: Text = Field(description="torchvision's enum name, pretrained (timm, transformers), a file, bundled (the small ones), or random: for tests only")
     node: Text | None = Field(None, description="where the embedding is read; null: avgpool, else what enters the last Linear")
-    preprocess: Text | None = Field(None, description="whose preprocessing; null: the weights' own")
+    preprocess: Text | None = Field(None,
+                                    description="whose preprocessing, or for timm what to change: img_size=224; null: the weights' own")
 
 
 class FramesEntry(NetworkEntry):
@@ -494,7 +495,8 @@ def params_schema() -> dict:
     entry = {"type": ["object", "null"], "properties": kinds | {"kind": {"enum": list(KINDS), "description": kinds["kind"]["description"]}, "like": like},
              "additionalProperties": False}
     names = {"type": "array", "items": {"type": "string", "examples": list(CATALOGUE)}, "minItems": 1, "uniqueItems": True}
-    mapping = {"type": "object", "properties": {name: entry | {"description": card.what} for name, card in CATALOGUE.items()}, "additionalProperties": entry,
+    ref, schema["$defs"]["Entry"] = {"$ref": "#/$defs/Entry"}, entry
+    mapping = {"type": "object", "properties": {name: ref | {"description": card.what} for name, card in CATALOGUE.items()}, "additionalProperties": ref,
                "minProperties": 1}
     schema["properties"]["features"] = {"anyOf": [mapping, names], "description": Params.model_fields["features"].description}
     return schema

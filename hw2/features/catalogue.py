@@ -8,8 +8,10 @@ __all__ = ['extractor_of', 'extractors_of', 'feature_pooler', 'availability']
 # %% ../../nbs/2_features/29_catalogue.ipynb #5215b09f
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
+from ..core.cards import CATALOGUE
 from ..core.devices import pick_device
 from ..data.thumbnails import Thumbnails
 from .backbone import Backbone
@@ -57,6 +59,22 @@ def availability(
     if "weights" not in entry: return "yes"
     if entry["weights"] == "bundled": return "yes: in the package"
     if entry["backbone"] in OWN: return "yes: fetched" if fetched_file(entry["backbone"]).is_file() else f"after: hw2 weights {entry['backbone']}"
+    if "/" in entry["backbone"]: return _extra_availability(entry)
     weights = torchvision_weights(entry["backbone"], entry["weights"])
     if (hub_folder()/Path(weights.url).name).is_file(): return "yes: downloaded"
     return f"after a download of {weights.meta['_file_size']:.0f} MB"
+
+
+def _extra_availability(entry: Mapping) -> str:
+    "The same for a network of timm's or transformers'."
+    library, _, name = entry["backbone"].partition("/")
+    if find_spec(library) is None: return f"after pip install 'hw2[{library}]'"
+    if library == "timm":
+        from hw2.features.timm_networks import timm_cached, timm_config
+        here = timm_cached(timm_config(name))
+    else:
+        from hw2.features.transformers_networks import checkpoint_cached
+        here = checkpoint_cached(name)
+    if here: return "yes: downloaded"
+    card = next(c for c in CATALOGUE.values() if c.entry == entry)
+    return f"after a download of {card.parameters * 4 / 1e6:,.0f} MB" + " (restricted)" * card.restricted  # by its licence

@@ -94,7 +94,7 @@ def _compiled(module: nn.Module, example: torch.Tensor, **options) -> Callable[[
     "torch.compile's function for batches of this shape."
     function = torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True} | options)  # one graph, so that threads share only the weights
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA build of torch warns if there is no GPU
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=1024):  # of 8 networks that one process may compile
         warnings.simplefilter("ignore")  # about slow guards on Python 3.13.0
         try: function(example)
         except Exception as e: raise EngineError(f"engine compile cannot run {type(module).__name__} ({' '.join(str(e).split())[:200]}); take eager") from e

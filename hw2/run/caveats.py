@@ -7,11 +7,13 @@ __all__ = ['LEFT_OUT', 'FEW', 'thumbnails_of', 'copies', 'copied', 'nearest_back
            'worth_of_nearness', 'few_videos', 'looked_at', 'caveats']
 
 # %% ../../nbs/7_run/78_caveats.ipynb #5236862a
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core.cards import CATALOGUE
 from ..core.files import PACKAGE
 from ..core.params import untrained
 from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
@@ -94,10 +96,17 @@ def pretrained_on_classes(
         both = [names[i] for i in match_names(names, known)]
         named = ", ".join(map(one_line, both[:15])) + " and more" * (len(both) > 15)
         if both: says.append(f"**{f} was pretrained on these classes.** {len(both)} of the {len(names)} classes are, by name, among the {len(known):,} that "
-                             f"the weights {one_line(entries[f]['weights'])} were trained for: {named}. Some of these very videos may have been among them. "
+                             f"the weights {one_line(entries[f]['weights'])} were trained on: {named}. Some of these very videos may have been among them. "
                              "Whether its embedding is better in general can only be tested on other classes.")
-        elif not known: says.append(f"**It is not known what {f}'s weights were trained on.** If that data had these classes, the comparison favours {f}.")
+        elif not known: says.append(_trained_on(f, entries[f]))
     return says
+
+
+def _trained_on(f: str, entry: Mapping) -> str:
+    "What is said of weights whose classes have no known names: their data, if a card states it."
+    same = (c.trained_on for c in CATALOGUE.values() if all(c.entry.get(k) == entry[k] for k in ("kind", "backbone", "weights")))
+    if data := next(same, ""): return f"**{f}'s weights were trained on {data}.** Its classes are not listed; if it has these, the comparison favours {f}."
+    return f"**It is not known what {f}'s weights were trained on.** If that data had these classes, the comparison favours {f}."
 
 # %% ../../nbs/7_run/78_caveats.ipynb #6e2bad4c
 LEFT_OUT = {"spin": "rotation", "grow": "scaling", "crowd": "crowds", "sheet": "sheets", "panel": "panels", "camera": "camera motion"}  # primitives in words

@@ -9,6 +9,7 @@ __all__ = ['NotebookError', 'execute', 'Commands', 'app', 'params_file', 'stage_
 
 # %% ../../nbs/7_run/90_cli.ipynb #04d761ab
 import os
+import re
 import sys
 import textwrap
 import time
@@ -221,17 +222,19 @@ def list_features(name):
     from hw2.features.catalogue import availability
     if name is not None and name not in CATALOGUE: raise ParameterError(f"{name!r} is not in the catalogue; {nearest(name, list(CATALOGUE))}")
     if name is None:
-        rows = [[f, card.entry["kind"], card.dim, card.trained_on or "nothing", availability(card.entry)] for f, card in CATALOGUE.items()]
+        rows = [[f, card.entry["kind"], card.dim, re.split("[:,]", card.trained_on)[0] or "nothing", availability(card.entry)] for f, card in CATALOGUE.items()]
         table = pd.DataFrame(rows, columns=["feature", "kind", "dim", "trained on", "here"])
         click.echo(left_table(table))
-        click.echo("\nOne in full: hw2 features NAME. In a parameters file: features: [sift, cnn3d]")
+        click.echo("\nOne in full: hw2 features NAME. In a parameters file: features: [sift, cnn3d]\n"
+                   "restricted: by the licence of the weights, which hw2 features NAME shows")
         return
     card = CATALOGUE[name]
     settings = ", ".join(f"{k}: {v}" for k, v in card.entry.items())
     pixels = card.size and f"{card.frames} frame{'s' * (card.frames > 1)} of {card.size[0]} x {card.size[1]} pixels, mean {card.mean}, deviation {card.std}"
-    cost = card.gflop and f"{card.gflop:g} GFLOP a {'clip' if card.frames > 1 else 'frame'}"
-    known = {"settings": f"{{{settings}}}", "library": card.library, "vector": f"{card.dim:,} numbers", "trained on": card.trained_on, "licence": card.licence,
-             "input": pixels, "parameters": card.parameters and f"{card.parameters:,}", "cost": cost, "paper": card.paper, "here": availability(card.entry)}
+    cost = card.gflop and f"{card.gflop:,g} GFLOP a {'clip' if card.frames > 1 else 'frame'}"
+    vector = f"{card.dim:,} numbers" + f": {card.vector}" * bool(card.vector)
+    known = {"settings": f"{{{settings}}}", "library": card.library, "vector": vector, "trained on": card.trained_on, "licence": card.licence, "input": pixels,
+              "parameters": card.parameters and f"{card.parameters:,}", "cost": cost, "paper": card.paper, "here": availability(card.entry)}
     click.echo(f"{name}: {card.what}")
     for what, value in known.items():
         if value: click.echo(f"  {what:10}  {value}")

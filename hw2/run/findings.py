@@ -122,7 +122,7 @@ KINDS = {
             "its frames. It does not depend on the order of the frames.",
     "frames": "A 2-D network ({backbone}, {weights}) processes each frame by itself; the video's vector is the {pooled} of the frames' embeddings. "
               "It describes colour, texture and shape, and does not depend on the order of the frames.",
-    "clips": "A 3-D network ({backbone}, {weights}) processes clips of {frames} frames; the video's vector is the {pooled} of the clips' embeddings. "
+    "clips": "A 3-D network ({backbone}, {weights}) processes clips{frames}; the video's vector is the {pooled} of the clips' embeddings. "
              "It depends on the order of the frames within a clip.",
     "vectors": "Vectors from {file}, one a video. They were computed elsewhere; what they describe is not known here."}
 CONTROLS = {"reversed": "played backwards", "shuffled": "in random order, another one for each clip", "still": "replaced by the middle one"}
@@ -134,8 +134,9 @@ def introduction(
 ) -> str:  # Markdown, one paragraph
     "What the feature is."
     entry = run.params["features"][feature]
-    says = KINDS[entry["kind"]].format(**{k: one_line(v) if isinstance(v, str) else v for k, v in entry.items()},
-                                       frames=clip_frames(entry.get("backbone", "")), pooled={"max": "maximum"}.get(entry.get("pool"), "mean"))
+    n = clip_frames(entry.get("backbone", ""))
+    says = KINDS[entry["kind"]].format(**{k: one_line(v) if isinstance(v, str) else v for k, v in entry.items()}, frames=f" of {n} frames" * (n is not None),
+                                       pooled={"max": "maximum"}.get(entry.get("pool"), "mean"))
     if is_control(entry):
         says += f" **A control:** the frames are {CONTROLS[entry['order']]}, in training and in evaluation; the difference shows what their order contributes."
     return says

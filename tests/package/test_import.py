@@ -60,16 +60,31 @@ def test_threads_are_set_up_before_torch_unless_somebody_did(chosen):
     assert in_new_process(code, **chosen) == [THREADS | chosen, False]
 
 
-ABSENT = ["av", "cv2", "pandas", "psutil", "pydantic", "sklearn", "tqdm", "yaml"]
+ABSENT = ["av", "cv2", "huggingface_hub", "pandas", "psutil", "pydantic", "sklearn", "timm", "tqdm", "transformers", "yaml"]
 
 
 def test_networks_run_where_only_torch_is_installed():
     "The modules that compute networks import torch, torchvision, numpy and safetensors; a batch of frames from memory goes through one."
     code = (f"sys.modules.update(dict.fromkeys({ABSENT}))\nimport numpy as np\n"
-            "from hw2.features import backbone, base, checkpoint, engine, networks, package_index, weights\n"
+            "from hw2.features import backbone, base, checkpoint, engine, hub, networks, package_index, pretrained, weights\n"
             "network = backbone.Backbone('convnext_mini', 'bundled', batch=4)\n"
             "frames = [network.prepare(f) for f in np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), np.uint8)]\n"
             "print(json.dumps([backbone.embed(network, np.stack(frames)).shape, network.key(), sorted(m for m in sys.modules if m.startswith('hw2.data'))]))")
     shape, key, data = in_new_process(code)
     assert (shape, data) == ([3, 256], [])
     assert key == Backbone("convnext_mini", "bundled", batch=4).key() and key["av"] == version("av") == av.__version__
+
+
+def test_timm_and_transformers_are_imported_for_their_own_networks_only():
+    "The catalogue's other features, the list of them and what a report asks of their weights do without; an entry of timm's names the extra."
+    code = ("sys.modules.update(dict.fromkeys(['timm', 'transformers', 'huggingface_hub'])); import importlib.util as util\n"
+            "here = util.find_spec; util.find_spec = lambda name, *more: None if name in ('timm', 'transformers') else here(name, *more)\n"
+            "import hw2\nfrom hw2.classifier.zero_shot import categories\nfrom hw2.core.cards import CATALOGUE\nfrom hw2.core.params import check_params\n"
+            "from hw2.features.backbone import Backbone\nfrom hw2.features.catalogue import availability, extractors_of\n"
+            "extractors_of(check_params({'features': ['sift', 'convnext_mini', 'r2plus1d_mini', 'swin3d_t'], 'device': 'cpu'}))\n"
+            "try: Backbone('timm/test_vit', 'random')\nexcept ValueError as e: said = str(e)\n"
+            "known = [len(categories(*(CATALOGUE[f].entry[k] for k in ('backbone', 'weights')))) for f in ('xclip_base', 'dinov2_small')]\n"
+            "print(json.dumps([said, known, [availability(CATALOGUE[f].entry) for f in ('dinov2_small', 'xclip_base')]]))")
+    said, known, here = in_new_process(code)
+    assert said == "timm/test_vit needs timm, which is not installed: pip install -c constraints.txt -e '.[timm]'"
+    assert (known, here) == ([400, 0], ["after pip install 'hw2[timm]'", "after pip install 'hw2[transformers]'"])

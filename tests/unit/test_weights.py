@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-import hw2.features.backbone
+import hw2.features.pretrained
 from hw2.classifier.fold import FeatureError
 from hw2.classifier.train import train_feature
 from hw2.core.params import check_params
@@ -339,7 +339,7 @@ def test_threads_build_one_network_once(monkeypatch):
         building -= 1
         return build(name, **size)
 
-    monkeypatch.setattr(hw2.features.backbone, "build", slowly)
+    monkeypatch.setattr(hw2.features.pretrained, "build", slowly)
     backbones, barrier = [Backbone(NET, "random", batch=1), Backbone(NET, "random", batch=1)], threading.Barrier(6)
 
     def use(i):
