@@ -62,7 +62,7 @@ def availability(
     if "/" in entry["backbone"]: return _extra_availability(entry)
     weights = torchvision_weights(entry["backbone"], entry["weights"])
     if (hub_folder()/Path(weights.url).name).is_file(): return "yes: downloaded"
-    return f"after a download of {weights.meta['_file_size']:.0f} MB"
+    return f"downloads {weights.meta['_file_size']:.0f} MB"
 
 
 def _extra_availability(entry: Mapping) -> str:
@@ -77,4 +77,4 @@ def _extra_availability(entry: Mapping) -> str:
         here = checkpoint_cached(name)
     if here: return "yes: downloaded"
     card = next(c for c in CATALOGUE.values() if c.entry == entry)
-    return f"after a download of {card.parameters * 4 / 1e6:,.0f} MB" + " (restricted)" * card.restricted  # by its licence
+    return f"downloads {card.parameters * 4 / 1e6:,.0f} MB" + " (restricted)" * card.restricted  # by its licence
