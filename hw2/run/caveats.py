@@ -82,7 +82,8 @@ def given_away(
     try: found = nearest_background(run)
     except FileNotFoundError: return ""
     if not found: return ""
-    return f"**The background.** What is above guessing here may come from the background: {found.sentence(wilson_interval(found.correct, found.n))}."
+    measured = found.sentence(wilson_interval(found.correct, found.n))
+    return f"**The background.** If this were clearly better than guessing, the label could be predicted from the background: {measured}."
 
 # %% ../../nbs/7_run/78_caveats.ipynb #c9e039fb
 def pretrained_on_classes(
@@ -118,7 +119,7 @@ def worth_of_nearness(
     "What the 3-D network reaches on the demo if it is pretrained without the motions that are most like the demo's."
     spread = pd.read_csv(file)
     without = ", ".join(LEFT_OUT.get(w, w) for w in spread["without"][0].split(", "))
-    return (f"Pretrained on as many clips, but without {without}, the 3-D network "
+    return (f"Even where the kinds of motion most like the demo's are left out of pretraining ({without}), the 3-D network "
             f"reaches {means(spread)}: means of {spread['seeds'][0]} seeds.")
 
 # %% ../../nbs/7_run/78_caveats.ipynb #050fec46
@@ -178,7 +179,8 @@ def caveats(
                     "they say nothing about a trained network.")
     if bundled := [f for f in metrics if params["features"][f].get("weights") == "bundled"]:
         near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs. So they are close to the "
-                "pretraining data, as 14 of the homework's 15 classes are classes of Kinetics-400. Expect less on other videos."
+                "pretraining data. The homework was similar: 14 of its 15 classes are classes of Kinetics-400, on which its network was pretrained. "
+                "Expect less on other videos."
                 if params["data"] == "demo" else "")
         if near and any(run.kind(f) == "clips" for f in bundled): near += " " + worth_of_nearness()
         says.append(f"**Pretrained on drawn clips.** The small networks behind {' and '.join(bundled)} were trained only on clips and frames "

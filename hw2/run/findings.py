@@ -108,7 +108,8 @@ def findings(
     for what in ("hardest", "easiest") if not alike else ():
         if m[what]: parts.append(f"The {what} {'class is' if len(m[what]) == 1 else 'classes are'} {_listed(m[what])} (recall {t[m[what][0]]:.3f}).")
     if m["hardest"] and not alike:
-        parts.append(f"How stable is that? In {RESAMPLES:,} bootstrap resamples of these videos, ties shared, {_stable(run, feature)}.")
+        resamples = f"In {RESAMPLES:,} bootstrap resamples of these videos (a tie counts in equal parts for its classes)"
+        parts.append(f"How stable is that? {resamples} {_stable(run, feature)}.")
     seeds = f" all {len(m['seeds'])} seeds together" if len(m["seeds"]) > 1 else ""
     theirs = f"; the homework report's one training, on 6,000 videos, took {SECONDS[feature]:.0f} s" if feature in SECONDS else ""
     if "fit_seconds" in stage: parts.append(f"Training{seeds} took {stage['fit_seconds']:.1f} s{theirs}.")
