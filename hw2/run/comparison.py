@@ -30,7 +30,7 @@ def compared(
     "Each difference, its interval, and whether it is more than chance; of more than `MANY` features only those with the best one."
     says, table = [], run.differences
     if len(run.features) > MANY:
-        best = run.display_name(max(run.features, key=lambda f: run.metrics[f]["val_top1"] or run.metrics[f]["test_top1"] or 0))
+        best = run.display_name(run.best)
         table = table[(table["a"] == best) | (table["b"] == best)]
     for _, r in table.iterrows():
         ahead, behind, d, low, high, mean = r[["a", "b", "difference", "low", "high", "seeds_mean"]]

@@ -147,11 +147,10 @@ def seeds_table(
 def main_pairs(
     run: Run,
 ) -> pd.DataFrame:  # rows of `run.differences`
-    "The comparisons with the best feature, and those of each control with the feature whose frames it reorders."
+    "The comparisons with the best feature that is no control, and those of each control with the feature whose frames it reorders."
     entries, d = run.params["features"], run.differences
     controls = {(f, c) for c in run.features for f in run.features if is_control(entries[c]) and entries[f] == entries[c] | {"order": "forward"}}
-    best = max(run.features, key=lambda f: run.metrics[f]["val_top1"] or 0)
-    pairs = controls | {(best, f) for f in run.features}
+    pairs = controls | {(run.best, f) for f in run.features}
     names = {frozenset(map(run.display_name, pair)) for pair in pairs}
     return d[[frozenset(pair) in names for pair in zip(d["a"], d["b"])]]
 

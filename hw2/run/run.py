@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from ..classifier.probes import majority
 from ..core.cards import CATALOGUE
-from ..core.params import FUSIONS, display_name, untrained, videos_root
+from ..core.params import FUSIONS, display_name, is_control, untrained, videos_root
 from ..data.dataset import read_classes, read_manifest
 from ..demo.videos import REVERSALS
 from ..evaluation.metrics import confusion_matrix
@@ -185,6 +185,12 @@ class RunComparison(RunTables):
         rows = {self.display_name(f): self.labelled_predictions(f, split).set_index("id") for f in self.metrics}
         return pd.concat({name: r["label"] == r["pred"] for name, r in rows.items()}, axis=1, join="inner").astype(bool)
 
+    @property
+    def best(self) -> str | None:
+        "The feature with the highest validation top-1, or, without validation videos, test top-1; controls only where there is nothing else."
+        top1 = {f: self.metrics[f]["val_top1"] or self.metrics[f]["test_top1"] or 0 for f in self.features}
+        return max(top1, key=lambda f: (not is_control(self.params["features"][f]), top1[f]), default=None)
+
     @cached_property
     def differences(self) -> pd.DataFrame:
         "Every two features on the same videos, as `hw2.report.scores.differences` has them."
@@ -195,7 +201,7 @@ class RunComparison(RunTables):
     def gains(self) -> pd.DataFrame:
         "Each fusion against the best single feature, as `hw2.report.scores.gains` has them; no row without validation videos."
         single, fusions = {f: self.metrics[f] for f in self.features}, [self.display_name(f) for f in FUSIONS if f in self.metrics]
-        best = max(single, key=lambda f: single[f]["val_top1"] or 0) if all(m["n_val"] for m in single.values()) else None
+        best = self.best if all(m["n_val"] for m in single.values()) else None
         return scores.gains({s: self.correct(s) for s in ("val", "test")}, self.every_top1(), fusions, best and self.display_name(best))
 
     def reversals(self) -> pd.DataFrame:
