@@ -85,6 +85,7 @@ def test_library_notebook_is_small(path):
 @pytest.mark.parametrize("path", LIBRARY + EXPERIMENTS, ids=stem)
 def test_metadata_are_clean(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
+    nbformat.validate(notebook)
     assert set(notebook["metadata"]) == {"kernelspec"}
     assert {key for c in notebook["cells"] for key in c["metadata"]} <= {"tags"}
     outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
