@@ -37,6 +37,7 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the one who started the server
     os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "JPY_PARENT_PID": str(os.getpid())}  # read when the libraries are imported
     for name in PRELOAD: import_module(name)
+    import_module("pandas").set_option("display.max_columns", 20)  # its default in a notebook; it is 0 where pandas finds none when it is imported
     codes = {}  # by process id: the exit code, None while the kernel runs
     with Connection(descriptor) as requests:
         while (request := _next(requests)) is not None:

@@ -100,12 +100,12 @@ def test_a_run_on_a_folder_of_videos(run):
 
 
 def test_the_files_that_travel_with_it_are_found(call, installed):
-    "The bundled networks, the twin's figures and the report's matrices."
+    "The bundled networks, the results without the nearest motions, and the report's matrices."
     code = ("from hw2.features.backbone import Backbone; from hw2.run.caveats import worth_of_nearness; from hw2.report.scores import published_matrix\n"
             "print(Backbone('convnext_mini', 'bundled').file, worth_of_nearness(), published_matrix('sift').trace(), sep='\\n')")
     done = call("-c", code)
     file, twin, right = done.stdout.splitlines()
-    assert Path(file) == installed/"hw2/weights/convnext_mini.safetensors" and twin.startswith("A twin of the 3-D network") and right == "504"
+    assert Path(file) == installed/"hw2/weights/convnext_mini.safetensors" and twin.startswith("Even where the kinds of motion") and right == "504"
 
 
 def test_init_and_predict(run, call, installed, elsewhere):
