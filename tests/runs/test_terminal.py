@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-STAGE = re.compile(r"^(read the videos|train a classifier|fuse|draw the figures).* +\d+ (s|min)$")
+STAGE = re.compile(r"^(extract features|train a classifier|fuse|draw the figures).* +\d+ (s|min)$")
 
 MANY = """
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_fifteen_ties_and_twelve_long_names_fit_100_columns(where, tmp_path):
 
 def test_a_file_has_a_line_for_each_stage_and_no_bars(tiny_run):
     lines = tiny_run.output.splitlines()
-    assert [STAGE.match(line)[1].split()[0] for line in lines[:6]] == ["read", "train", "train", "train", "fuse", "draw"]
+    assert [STAGE.match(line)[1].split()[0] for line in lines[:6]] == ["extract", "train", "train", "train", "fuse", "draw"]
     assert "with 2 seeds on cnn3d " in lines[3] and "sift, cnn, cnn3d" in lines[0] and "%|" not in tiny_run.output
     table = lines[7:lines.index("top-1 with its 95 % interval")]
     assert table[0].split() == ["feature", "dim", "validation", "test"]
