@@ -65,7 +65,7 @@ hooks: $(STAMP)
 	git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff --ignore-metadata --ignore-details"
 	$(BIN)/pre-commit install
 
-outputs ablation bench: export JUPYTER_PATH :=  # the kernel python3 is to be .venv's
+ablation bench: export JUPYTER_PATH :=  # the kernel python3 is to be .venv's
 
 ablation: $(STAMP)
 	@$(TIMED); set -e; mkdir -p runs/ablation; \

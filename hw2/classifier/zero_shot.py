@@ -17,7 +17,7 @@ from scipy.special import softmax
 from torch import nn
 from torchvision.models import get_weight
 
-from ..core.cards import CATALOGUE
+from ..core.cards import find_card
 from ..features.backbone import Backbone, pretrained
 
 # %% ../../nbs/5_classifier/53_zero_shot.ipynb #d3a914c0
@@ -26,7 +26,7 @@ def categories(
     weights: str,
 ) -> list[str]:  # empty where they are not known, or the library is not here
     "The names of the classes that the weights were trained on, whether their labels were used or not."
-    card = next((c for c in CATALOGUE.values() if (c.entry.get("backbone"), c.entry.get("weights")) == (backbone, weights)), None)
+    card = find_card(backbone=backbone, weights=weights)
     if card and card.trained_on.startswith("Kinetics-400"): return list(get_weight("R2Plus1D_18_Weights.KINETICS400_V1").meta["categories"])
     try: return pretrained(backbone, weights).categories()
     except WeightsError: return []

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET', 'KINETICS', 'HALF', 'CONVNEXT', 'R2PLUS1D', 'I3D', 'LITE', 'BSD', 'APACHE', 'REPORT_AND_SMALL',
            'KINETICS_45', 'TORCHVISION', 'DINOV2', 'LVD', 'CLASS_TOKEN', 'TIMM', 'VIDEOMAE', 'TRANSFORMERS',
-           'CATALOGUE', 'Card', 'clip_frames']
+           'CATALOGUE', 'Card', 'find_card', 'clip_frames']
 
 # %% ../../nbs/0_core/03_cards.ipynb #a607e2a8
 from dataclasses import dataclass
@@ -151,9 +151,16 @@ TRANSFORMERS = {
 CATALOGUE = REPORT_AND_SMALL | TORCHVISION | TIMM | TRANSFORMERS
 
 # %% ../../nbs/0_core/03_cards.ipynb #7ec8f683
+def find_card(
+    **settings,  # of an entry
+) -> Card | None:
+    "The first card whose entry has these settings."
+    return next((c for c in CATALOGUE.values() if all(c.entry.get(k) == v for k, v in settings.items())), None)
+
+
 def clip_frames(
     backbone: str,  # an architecture
 ) -> int | None:  # None: its library says
     "How many frames a clip for this network has: as its card says; 16 for one of torchvision's without a card."
-    known = (c.frames for c in CATALOGUE.values() if c.entry.get("backbone") == backbone and c.entry["kind"] == "clips")
-    return next(known, None if "/" in backbone else 16)
+    if card := find_card(kind="clips", backbone=backbone): return card.frames
+    return None if "/" in backbone else 16

@@ -11,7 +11,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..core.cards import CATALOGUE
+from ..core.cards import find_card
 from ..core.devices import pick_device
 from ..data.thumbnails import Thumbnails
 from .backbone import Backbone
@@ -76,5 +76,5 @@ def _extra_availability(entry: Mapping) -> str:
         from hw2.features.transformers_networks import checkpoint_cached
         here = checkpoint_cached(name)
     if here: return "yes: downloaded"
-    card = next(c for c in CATALOGUE.values() if c.entry == entry)
+    card = find_card(**entry)
     return f"downloads {card.parameters * 4 / 1e6:,.0f} MB" + " (restricted)" * card.restricted  # by its licence

@@ -33,8 +33,8 @@ def warn_of_licence(
     licence: str,  # as its card has it: "cc-by-nc-4.0"
 ) -> None:
     "A line on the terminal if the licence restricts what the weights may be used for."
-    if RESTRICTED.search(licence or ""): print(f"{repository}: licence {licence}, which is not free for every use; read it at the hub first", file=sys.stderr,
-                                               flush=True)
+    if not RESTRICTED.search(licence or ""): return
+    print(f"{repository}: licence {licence}, which is not free for every use; read it at the hub first", file=sys.stderr, flush=True)
 
 # %% ../../nbs/2_features/24c_hub.ipynb #74a17172
 def cached_file(

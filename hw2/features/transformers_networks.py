@@ -173,7 +173,7 @@ class _Embedding(nn.Module):
     def forward(self, x):  # (b, 3, H, W) or (b, 3, t, H, W) -> (b, d)
         if x.ndim == 5: x = x.transpose(1, 2)  # (b, t, 3, H, W)
         x, model = x.contiguous(), self.model
-        if _classifies(model): return model(x).logits
+        if _classifies(type(model)): return model(x).logits
         read = next((getattr(model, f) for f in (["get_video_features"] if x.ndim == 5 else []) + ["get_image_features"] if hasattr(model, f)), None)
         skip = {"skip_predictor": True} if model.config.model_type == "vjepa2" else {}
         output = read(x) if read else model.base_model(x, **skip)
@@ -183,7 +183,7 @@ class _Embedding(nn.Module):
         raise WeightsError(f"transformers' {type(model).__name__} gives no vector: neither a pooled output nor tokens")
 
 
-def _classifies(model: nn.Module) -> bool: return type(model).__name__.endswith(("ForVideoClassification", "ForImageClassification"))
+def _classifies(made_by: type) -> bool: return made_by.__name__.endswith(("ForVideoClassification", "ForImageClassification"))
 
 # %% ../../nbs/2_features/25b_transformers_networks.ipynb #1e007c2a
 def model_class(
@@ -262,7 +262,7 @@ class TransformersNetwork(Pretrained):
 
     def where(self, node: str | None) -> str | None:
         "A classifier's vector enters its last layer; the others' is their output."
-        return f"model.{node}" if node else None if self.made_by.__name__.endswith(("ForVideoClassification", "ForImageClassification")) else ""
+        return f"model.{node}" if node else None if _classifies(self.made_by) else ""
 
     def categories(self) -> list[str]:
         "The configuration's names, unless they are LABEL_0, LABEL_1, ..."

@@ -41,8 +41,8 @@ def weights_file(
     if weights == "random": return None
     if weights == "bundled" and backbone not in BUNDLED:
         raise WeightsError(f"weights 'bundled': {' and '.join(BUNDLED)} travel with the package, not {backbone}")
-    file = WEIGHTS/f"{backbone}.safetensors"
-    if weights == "bundled" or is_local_file(backbone, weights): return checked_file(file if weights == "bundled" else weights)
+    if weights == "bundled": return checked_file(WEIGHTS/f"{backbone}.safetensors")
+    if is_local_file(backbone, weights): return checked_file(weights)
     if backbone in OWN: return _own_file(backbone, weights)
     return download(torchvision_weights(backbone, weights).url)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.cards import CATALOGUE
+from ..core.cards import find_card
 from ..core.files import PACKAGE
 from ..core.params import untrained
 from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
@@ -105,8 +105,8 @@ def pretrained_on_classes(
 
 def _trained_on(f: str, entry: Mapping) -> str:
     "What is said of weights whose classes have no known names: their data, if a card states it."
-    same = (c.trained_on for c in CATALOGUE.values() if all(c.entry.get(k) == entry[k] for k in ("kind", "backbone", "weights")))
-    if data := next(same, ""): return f"**{f}'s weights were trained on {data}.** Its classes are not listed; if it has these, the comparison favours {f}."
+    card = find_card(**{k: entry[k] for k in ("kind", "backbone", "weights")})
+    if card: return f"**{f}'s weights were trained on {card.trained_on}.** Its classes are not listed; if it has these, the comparison favours {f}."
     return f"**It is not known what {f}'s weights were trained on.** If that data had these classes, the comparison favours {f}."
 
 # %% ../../nbs/7_run/78_caveats.ipynb #6e2bad4c

@@ -147,15 +147,15 @@ def about_split(
     run: Run,
 ) -> str:  # Markdown, one paragraph
     "What the classifier is trained on, and on which videos its results are measured."
-    n = run.manifest.groupby("split")["label"].agg(["size", "count"]).reindex(["val", "test"], fill_value=0)
+    sizes = run.split_sizes().reindex(["val", "test"], fill_value=0)
     if run.params["folds"]:
         says = ["Cross-validation: each labelled video is predicted once, by a classifier that was trained without the video's fold."]
         if any(map(run.words_by_fold, run.features)): says.append("The visual words are fitted without it, too.")
     else:
         says = ["The classifier is trained on the training videos."]
-        if n["count"]["val"]: says.append("Validation top-1 is measured on the validation videos.")
-    if n["count"]["test"]: says.append("Test top-1 is measured on the test videos.")
-    elif n["size"]["test"]: says.append("The test videos have no labels; their predictions are in the submission files.")
+        if sizes["labelled"]["val"]: says.append("Validation top-1 is measured on the validation videos.")
+    if sizes["labelled"]["test"]: says.append("Test top-1 is measured on the test videos.")
+    elif sizes["videos"]["test"]: says.append("The test videos have no labels; their predictions are in the submission files.")
     return " ".join([*says, "The last two columns count the labelled videos of the smallest and of the largest class."])
 
 

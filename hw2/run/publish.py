@@ -15,7 +15,6 @@ import pandas as pd
 
 from ..core.files import atomic_write, write_text
 from ..core.params import FUSIONS, is_control
-from ..evaluation.metrics import wilson_interval
 from ..report.scores import SECONDS, short_summary
 from ..report.tables import one_line, to_markdown
 from .run import Run
@@ -130,17 +129,15 @@ def long_results(
 # %% ../../nbs/7_run/79_publish.ipynb #5c877122
 def seeds_table(
     run: Run,
-    split: str = "val",  # or "test"
-) -> pd.DataFrame:  # feature, dim, seeds, mean, 95 % interval, logistic regression; text
-    "Every feature and fusion with the top-1 of each seed; the interval (Wilson) is the first seed's."
-    every, rows = run.every_top1(), []
-    every = every[every["videos"] == split]
-    for f, m in run.metrics.items():
-        top1 = every.loc[every["feature"] == run.display_name(f), "top1"].tolist()
-        low, high = wilson_interval(round(top1[0] * m[f"n_{split}"]), m[f"n_{split}"])
-        linear = (m.get("logistic_regression") or {}).get(f"{split}_top1")
-        rows.append([run.display_name(f), str(m.get("dim") or ""), ", ".join(f"{v:.3f}" for v in top1), f"{sum(top1) / len(top1):.3f}",
-                     f"{low:.3f} to {high:.3f}", "" if linear is None else f"{linear:.3f}"])
+) -> pd.DataFrame:  # feature, dim, each seed, mean, 95 % interval, logistic regression; text
+    "Every feature and fusion that was measured on validation videos, with the top-1 of each seed; the interval (Wilson) is the first seed's."
+    val = lambda table: table[table["videos"] == "val"]
+    each, known, rows = val(run.every_top1()).groupby("feature")["top1"], val(run.intervals()).set_index("feature"), []
+    for name, m in ((run.display_name(f), m) for f, m in run.metrics.items()):
+        if name not in known.index: continue
+        top1, linear = each.get_group(name), (m.get("logistic_regression") or {}).get("val_top1")
+        rows.append([name, str(m.get("dim") or ""), ", ".join(f"{v:.3f}" for v in top1), f"{top1.mean():.3f}",
+                     "{low:.3f} to {high:.3f}".format(**known.loc[name]), "" if linear is None else f"{linear:.3f}"])
     return pd.DataFrame(rows, columns=["feature", "dim", "each seed", "mean", "95 % interval", "logistic regression"])
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 
 from ..classifier.probes import majority
-from ..core.cards import CATALOGUE
+from ..core.cards import find_card
 from ..core.params import FUSIONS, display_name, is_control, untrained, videos_root
 from ..data.dataset import read_classes, read_manifest
 from ..demo.videos import REVERSALS
@@ -286,8 +286,8 @@ def feature_words(
 ) -> str:
     "The feature in a few words: the catalogue's, where it has this network."
     if entry["kind"] == "sift": return f"{entry['keypoints']} keypoints a frame, {entry['words']} visual words"
-    known = (c.what for c in CATALOGUE.values() if all(c.entry.get(k) == entry[k] for k in ("kind", "backbone")))
-    return next(known, f"{entry['backbone']}, {'clips' if entry['kind'] == 'clips' else 'single frames'}")
+    card = find_card(**{k: entry[k] for k in ("kind", "backbone")})
+    return card.what if card else f"{entry['backbone']}, {'clips' if entry['kind'] == 'clips' else 'single frames'}"
 
 # %% ../../nbs/7_run/73_run.ipynb #22422583
 class RunOverview(RunPlots):
