@@ -8,6 +8,7 @@ __all__ = ['extract_chunk', 'retry_chunk', 'local_chunks', 'compute_device', 'ex
 # %% ../../nbs/3_extraction/35_compute.ipynb #d6699720
 import atexit
 import multiprocessing
+import platform
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from .decode import Spooled, become_worker, prefetch, worker_pool
 from .store import Units
 from .workers import WorkerPool, is_transient
 from ..features.base import Extractor
-from ..features.engine import inference_threads
+from ..features.engine import EngineError, inference_threads
 
 # %% ../../nbs/3_extraction/35_compute.ipynb #14793670
 class _Batches:
@@ -132,12 +133,14 @@ def extract_on_worker(
     stored: bool = False,
 ) -> dict[str, list[Units]]:  # by feature
     "One chunk, extracted in this process and one that decodes for it; raises `ClusterError` where it would make other numbers than the keys stand for."
-    extractors = {f: e for f, e in become_worker(params).items() if f in features}
-    for f, e in extractors.items():
-        if other := {k for k in keys[f].keys() | e.key().keys() if keys[f].get(k) != e.key().get(k)}:
-            raise ClusterError(f"a worker would extract {f} with other {', '.join(sorted(other))} than this machine; install the same on both")
-    with inference_threads(n=1) as pool:
-        *_, done = retry_chunk(videos, extractors, Path(root), given_up, stored, cluster_worker_pool(params), pool)
+    try:
+        extractors = {f: e for f, e in become_worker(params).items() if f in features}
+        for f, e in extractors.items():
+            if other := {k for k in keys[f].keys() | e.key().keys() if keys[f].get(k) != e.key().get(k)}:
+                raise ClusterError(f"a worker would extract {f} with other {', '.join(sorted(other))} than this machine; install the same on both")
+        with inference_threads(n=1) as pool:
+            *_, done = retry_chunk(videos, extractors, Path(root), given_up, stored, cluster_worker_pool(params), pool)
+    except EngineError as e: raise ClusterError(f"the worker on {platform.node()}: {e}") from e
     return done
 
 

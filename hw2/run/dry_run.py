@@ -31,6 +31,7 @@ from ..extraction.extract import duration_of, missing_chunks, stop_at, stores_of
 from ..extraction.store import Units, stored_outcomes
 from ..extraction.vectors import vector_units
 from ..extraction.workers import is_transient
+from ..features.catalogue import choose_engines
 
 # %% ../../nbs/7_run/81_dry_run.ipynb #cc8295d7
 @dataclass
@@ -171,6 +172,8 @@ def check_run(
 ) -> Iterator[str]:  # lines of text, as they become known
     "Counts, and an estimate from what is timed now; raises what the run would stop with."
     begun = time.perf_counter()
+    params, notes = choose_engines(params)
+    yield from notes
     found = plan(params)
     seconds = time.perf_counter() - begun
     splits = found.dataset.manifest["split"].value_counts()

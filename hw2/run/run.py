@@ -85,9 +85,12 @@ class RunFiles:
         return [f for f in self.metrics if f not in FUSIONS]
 
     @property
-    def stages(self) -> dict[str, dict]:
-        "What run.json says of each stage: seconds, peak_memory_gb, ...; read anew each time, for it grows while the run goes on."
-        return json.loads((self.folder/"run.json").read_text(encoding="utf-8"))["stages"]
+    def record(self) -> dict:
+        "What run.json says; read anew each time, for it grows while the run goes on."
+        return json.loads((self.folder/"run.json").read_text(encoding="utf-8"))
+
+    @property
+    def stages(self) -> dict[str, dict]: return self.record["stages"]  # of each: seconds, peak_memory_gb, ...
 
     def predictions(self, feature: str) -> pd.DataFrame: return self.read(f"{feature}/predictions.csv")
 
@@ -174,6 +177,13 @@ class RunTables(RunVideos):
     def every_top1(self) -> pd.DataFrame: return scores.every_top1({self.display_name(f): m["seeds"] for f, m in self.metrics.items()})
 
     def seed_spread(self) -> pd.DataFrame: return scores.seed_spread(self.every_top1())
+
+    def engines(self) -> pd.DataFrame:  # feature, engine, precision; where one is reduced: videos compared, lowest and mean cosine to float32
+        "What ran each network and what it computed in, as the extraction recorded it."
+        near = self.record.get("agreement", {})
+        rows = [(self.display_name(f), e["engine"], e["precision"], *(near.get(f, {}).get(k) for k in ("units", "lowest", "mean")))
+                for f, e in self.params["features"].items() if e["kind"] in ("frames", "clips")]
+        return pd.DataFrame(rows, columns=["feature", "engine", "precision", "videos compared", "lowest cosine", "mean cosine"]).dropna(axis=1, how="all")
 
     def timings(self) -> pd.DataFrame: return scores.timings(self.stages, {f: self.display_name(f) for f in self.features})
 

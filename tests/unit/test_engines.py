@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from hw2.data.probe import write_video
 from hw2.data.source import load_dataset
 from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import read_units
-from hw2.features.backbone import Backbone, BackboneSpec, embed
-from hw2.features.engine import ENGINES, EngineError, check_engine, rewrite
+from hw2.features.backbone import Backbone, BackboneSpec, cosines, embed
+from hw2.features.catalogue import choose_engines, extractors_of
+from hw2.features.engine import ENGINES, EngineError, check_engine, check_precision, rewrite
 from hw2.features.networks import build
 from hw2.features.weights import preprocessing
 
@@ -102,8 +104,7 @@ def test_rewrites_are_part_of_the_key_and_keep_a_named_node():
     assert backbone(rewrites=["half", "fold"]).key() == backbone().key() | {"rewrites": ["fold", "half"]} and "rewrites" not in backbone().key()
     assert backbone(node="stages.3", rewrites=["fold", "half"]).key()["rewrites"] == ["half"]
     assert BackboneSpec("r2plus1d_18", "random", device="cuda", precision="bfloat16").rewrites == ["align", "fold", "half", "planar"]
-    on_cuda = BackboneSpec("r2plus1d_mini", "bundled", device="cuda")
-    assert (on_cuda.precision, on_cuda.rewrites) == ("float32", []) and BackboneSpec("r2plus1d_18", "random", precision="bfloat16").rewrites == []
+    assert BackboneSpec("r2plus1d_mini", "bundled", device="cuda").rewrites == [] == BackboneSpec("r2plus1d_18", "random", precision="bfloat16").rewrites
     clip = np.zeros((1, 3, 16, 64, 80), np.uint8)
     with pytest.raises(EngineError, match="rewrite 'wider' is unknown; known: fold, align, planar, half"): embed(backbone(rewrites=["wider"]), clip)
 
@@ -133,19 +134,20 @@ def extracted(clips, cache: str, **own) -> dict:
 
 @pytest.fixture(scope="module")
 def reference(clips) -> dict:
-    "Extracted with the defaults."
-    return extracted(clips, "cache")
+    "Extracted by torch in float32."
+    return extracted(clips, "cache", engine="eager", precision="float32")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not restrict a process to some cores")
-def test_the_number_of_cores_changes_nothing(clips, reference):
-    "One core, one lane: the same bits."
-    mine = os.sched_getaffinity(0)
+@pytest.mark.parametrize("engine", ["eager", None])
+def test_the_number_of_cores_changes_nothing(clips, engine):
+    "One core, one thread: the same bits."
+    together, mine = extracted(clips, f"{engine}, all cores", engine=engine), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mine)})
-    try: alone = extracted(clips, "one core")
+    try: alone = extracted(clips, f"{engine}, one core", engine=engine)
     finally: os.sched_setaffinity(0, mine)
-    for f in reference:
-        for a, b in zip(alone[f], reference[f]): np.testing.assert_array_equal(a, b)
+    for f in together:
+        for a, b in zip(alone[f], together[f]): np.testing.assert_array_equal(a, b)
 
 
 def test_an_engine_has_its_own_store(clips, reference):
@@ -159,9 +161,61 @@ def test_an_engine_has_its_own_store(clips, reference):
         for a, b in zip(other[f], reference[f]): np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
+def half_or_skip() -> None:
+    "Where OpenVINO computes in bfloat16."
+    engine_or_skip("openvino")
+    try: check_precision("bfloat16", "openvino")
+    except EngineError as e: pytest.skip(str(e))
+
+
+def test_bfloat16_by_openvino_is_near_and_another_store(clips, reference):
+    half_or_skip()
+    half = extracted(clips, "cache", engine="openvino", precision="bfloat16")
+    for f in ("cnn", "cnn3d"):
+        found = cosines(np.concatenate(half[f]), np.concatenate(reference[f]))
+        assert .99 < found.min() < 1 - 1e-7, f
+
+
+def test_what_is_not_asked_for_is_settled_once(monkeypatch):
+    "By what the machine has; what was asked for stays; the bundled networks keep float32."
+    engine_or_skip("openvino")
+    asked = read_params({"device": "cpu", "features": {
+        "sift": {}, "cnn": {"like": "convnext_mini"}, "large": {"kind": "frames", "backbone": "mobilenet_v2", "weights": "random"},
+        "exact": {"like": "large", "precision": "float32"}, "plain": {"like": "large", "engine": "eager"}}})
+    settled = lambda: {f: (e["engine"], e["precision"]) for f, e in choose_engines(asked)[0]["features"].items() if f != "sift"}
+    monkeypatch.setattr("hw2.features.catalogue.check_agreement", lambda backbone: None)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert settled() == {"cnn": ("openvino", "float32"), "large": ("openvino", "bfloat16"), "exact": ("openvino", "float32"), "plain": ("eager", "bfloat16")}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert settled()["large"] == ("openvino", "float32")
+    monkeypatch.setattr("hw2.features.engine.find_spec", lambda library: None)
+    assert settled()["large"] == ("eager", "float32")
+
+
+def test_a_network_that_openvino_cannot_run_is_computed_by_torch(monkeypatch):
+    "A sort whose operator has no translation, and an engine whose numbers are others; asked for, it is an error."
+    engine_or_skip("openvino")
+    asked = read_params({"device": "cpu", "features": {"cnn": {"kind": "frames", "backbone": "mobilenet_v2", "weights": "random"}}})
+    monkeypatch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x: torch.linalg.eigvals(x[..., :1, :1]).real.unsqueeze(-1))
+    monkeypatch.setattr(nn.functional, "adaptive_avg_pool2d", lambda x, size: torch.linalg.eigvals(x[..., :1, :1]).real.unsqueeze(-1))
+    params, (note,) = choose_engines(asked)
+    assert params["features"]["cnn"]["engine"] == "eager" and note.startswith("cnn: engine openvino cannot run Embedder (")
+    assert note.endswith("take eager; torch computes it in eager mode")
+    explicit = extractors_of(read_params(asked, {"engine": "openvino"}))["cnn"]
+    with pytest.raises(EngineError, match="engine openvino cannot run Embedder"): embed(explicit.backbone, np.zeros((1, 3, 224, 224), np.uint8))
+
+
+def test_a_precision_that_is_not_there_is_told(clips, monkeypatch):
+    "Before a frame is decoded."
+    engine_or_skip("openvino")
+    monkeypatch.setattr("hw2.features.engine._openvino_core", lambda: SimpleNamespace(get_property=lambda *names: ["FP32"]))
+    with pytest.raises(EngineError, match=r"openvino does not compute in bfloat16 on this processor \(.+\); take float32"):
+        extracted(clips, "no half", engine="openvino", precision="bfloat16")
+
+
 def test_an_engine_that_is_not_installed_is_told(clips, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(EngineError, match=r"openvino is not installed: pip install -c constraints.txt -e '\.\[engine\]'"):
+    with pytest.raises(EngineError, match=r"openvino is not installed: pip install openvino, or take eager"):
         extracted(clips, "none", engine="openvino")
 
 
