@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['torchvision_network', 'embed_one_by_one', 'all_frames', 'sampled_frames', 'strongest_descriptors', 'sift_pass',
-           'network_pass', 'three_passes', 'word_histograms', 'VectorFiles', 'save_vectors', 'train_from_files']
+           'network_pass', 'three_passes', 'whole_videos', 'word_histograms', 'VectorFiles', 'save_vectors',
+           'train_from_files']
 
 # %% ../../nbs/benchmark/2_baselines.ipynb #2ba1f935
 from collections.abc import Callable, Iterable, Sequence
@@ -126,6 +127,20 @@ def three_passes(
             network, transform = torchvision_network(entry["backbone"], entry["weights"])
             network_pass(files, times, network.to(device), transform, out/feature)
     return out
+
+# %% ../../nbs/benchmark/2_baselines.ipynb #27338842
+def whole_videos(
+    files: Sequence[Path],
+    times: Callable[[float], np.ndarray],  # as in `sampled_frames`
+    network: nn.Module,  # from `torchvision_network`
+    transform: Callable,
+    out: Path,  # folder for one .npy per video: (n, d) float32
+) -> None:
+    "Save the embeddings of clips, each video preprocessed whole."
+    for file in files:
+        video, frames = probe(file), torch.from_numpy(np.stack(all_frames(file))).permute(0, 3, 1, 2)
+        x = transform(frames)  # (3, all frames, H, W) float32
+        np.save(out/f"{file.stem}.npy", embed_one_by_one(network, (x[:, p] for p in frames_at(video, times(video.duration)))))
 
 # %% ../../nbs/benchmark/2_baselines.ipynb #50c501ee
 def word_histograms(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'PRECISIONS', 'REWRITES', 'EngineError', 'check_engine', 'engine_version', 'check_precision',
-           'default_engine', 'default_precision', 'runner', 'rewrite', 'inference_threads']
+           'openvino_core', 'default_engine', 'default_precision', 'runner', 'to_openvino', 'rewrite',
+           'inference_threads']
 
 # %% ../../nbs/2_features/25_engine.ipynb #b1c6b58e
 import copy
@@ -70,13 +71,13 @@ def check_precision(
     "Raise `EngineError` for a precision that this hardware does not compute in."
     if precision not in PRECISIONS: raise EngineError(f"precision {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
     if precision == "float32": return
-    if device == "cpu" and engine == "openvino" and PRECISIONS[precision].upper() not in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if device == "cpu" and engine == "openvino" and PRECISIONS[precision].upper() not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EngineError(f"openvino does not compute in {precision} on this processor ({torch.cpu.get_capabilities().get('cpu_name')}); take float32")
     if device.startswith("cuda") and precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise EngineError(f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; take float16 or float32")
 
 
-def _openvino_core():
+def openvino_core():
     "OpenVINO's core, imported without its telemetry, which would send a message to Intel."
     sys.modules.setdefault("openvino_telemetry", None)  # so that its import fails, which OpenVINO handles
     import openvino
@@ -146,19 +147,26 @@ def _compiled(module: nn.Module, example: torch.Tensor, **options) -> Callable[[
     return function
 
 
-def _openvino(module: nn.Module, example: torch.Tensor, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    "OpenVINO's function for batches of this shape."
-    core = _openvino_core()
+def to_openvino(
+    module: nn.Module,
+    example: torch.Tensor,  # of the shape that all inputs have
+):
+    "The module as OpenVINO's model; raises `EngineError` for an operation that OpenVINO does not have."
+    sys.modules.setdefault("openvino_telemetry", None)  # so that its import fails, which OpenVINO handles
     import openvino
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tracing
         try:
             traced = torch.jit.trace(module, example, check_trace=False)  # the check would trace it again; tests compare the results
-            model = openvino.convert_model(traced, example_input=example, input=[tuple(example.shape)])
+            return openvino.convert_model(traced, example_input=example, input=[tuple(example.shape)])
         except Exception as e: raise EngineError(f"engine openvino cannot run {type(module).__name__} ({' '.join(str(e).split())[:200]}); take eager") from e
+
+
+def _openvino(module: nn.Module, example: torch.Tensor, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    "OpenVINO's function for batches of this shape."
     n, local = cores(), threading.local()
     config = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": n, "INFERENCE_NUM_THREADS": n, "ENABLE_CPU_PINNING": False}
-    compiled = core.compile_model(model, "CPU", config)
+    compiled = openvino_core().compile_model(to_openvino(module, example), "CPU", config)
 
     def function(x: torch.Tensor) -> torch.Tensor:
         if not hasattr(local, "request"): local.request = compiled.create_infer_request()  # one per thread

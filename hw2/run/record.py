@@ -107,7 +107,9 @@ def surroundings() -> dict:
     "Versions, hardware and, in a checkout, the git revision."
     import cv2
     import torch
-    instructions = dict(torch=torch.backends.cpu.get_cpu_capability(), opencv=cv2.getCPUFeaturesLine(), mkl=os.environ.get("MKL_CBWR"))
+    cpu = torch.cpu.get_capabilities()
+    instructions = dict(processor=cpu.get("cpu_name"), torch=torch.backends.cpu.get_cpu_capability(), opencv=cv2.getCPUFeaturesLine(),
+                        mkl=os.environ.get("MKL_CBWR"), sixteen_bits=[k for k in ("avx512_bf16", "amx_bf16", "amx_fp16") if cpu.get(k)])
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     git = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() if ROOT else ""
     return dict(python=platform.python_version(), versions={n: version(n) for n in LIBRARIES}, system=platform.platform(), cores=os.cpu_count(),

@@ -208,7 +208,7 @@ def test_a_network_that_openvino_cannot_run_is_computed_by_torch(monkeypatch):
 def test_a_precision_that_is_not_there_is_told(clips, monkeypatch):
     "Before a frame is decoded."
     engine_or_skip("openvino")
-    monkeypatch.setattr("hw2.features.engine._openvino_core", lambda: SimpleNamespace(get_property=lambda *names: ["FP32"]))
+    monkeypatch.setattr("hw2.features.engine.openvino_core", lambda: SimpleNamespace(get_property=lambda *names: ["FP32"]))
     with pytest.raises(EngineError, match=r"openvino does not compute in bfloat16 on this processor \(.+\); take float32"):
         extracted(clips, "no half", engine="openvino", precision="bfloat16")
 
