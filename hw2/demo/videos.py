@@ -192,8 +192,8 @@ def random_video(
         matrix = np.array([[1, 0, -corner[0] - dx], [0, 1, -corner[1] - dy]])
         view = cv2.warpAffine(scene, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         for placement in motion[i]: paste(view, placement._replace(x=placement.x - dx, y=placement.y - dy))
-        view += noise * rng.standard_normal((SIDE, SIDE, 1), np.float32)
-        frames[i] = np.clip(view, 0, 255)
+        view += cv2.cvtColor(noise * rng.standard_normal((SIDE, SIDE), np.float32), cv2.COLOR_GRAY2RGB)
+        np.clip(view, 0, 255, out=frames[i], casting="unsafe")
     return frames[::-1].copy() if name in dict(REVERSALS).values() else frames
 
 # %% ../../nbs/demo/2_videos.ipynb #44a54ecd
