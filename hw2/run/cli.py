@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['NotebookError', 'execute', 'Commands', 'app', 'params_file', 'stage_line', 'stages', 'closing_lines', 'check_fetched',
-           'run', 'form_of', 'init', 'left_table', 'list_features', 'fetch_network_weights', 'finished_run',
-           'prediction_lines', 'predict_clips', 'explore_run', 'see_doctor', 'check_submission_file', 'publish_run']
+           'check_checkout', 'audit', 'publish_audited', 'run', 'form_of', 'init', 'left_table', 'list_features',
+           'fetch_network_weights', 'finished_run', 'prediction_lines', 'predict_clips', 'explore_run', 'see_doctor',
+           'check_submission_file', 'publish_run']
 
 # %% ../../nbs/7_run/90_cli.ipynb #04d761ab
 import os
 import re
 import sys
 import textwrap
+import threading
 import time
 import webbrowser
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -50,7 +53,7 @@ def execute(
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
-    bar = {"desc": f"{output.stem:12}", "unit": "cell", "leave": False, "disable": in_kernel() or not sys.stderr.isatty()}
+    bar = {"desc": f"{output.stem:12}", "unit": "cell", "leave": False, "disable": in_kernel() or not sys.stderr.isatty() or threading.current_thread() is not threading.main_thread()}
     unfinished = temporary_path(output)
     try:
         papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
@@ -147,6 +150,36 @@ def check_fetched(
     for backbone in asked:
         if backbone in OWN: weights_file(backbone, "pretrained")
 
+# %% ../../nbs/7_run/90_cli.ipynb #02c7d7ce
+def check_checkout() -> None:
+    "Raise `RuntimeError` where there is nothing to publish into."
+    where = "publish writes figures/, README.md and docs/ of a checkout"
+    if ROOT is None: raise RuntimeError(f"{where}; this hw2 was installed without one (pip install -e in a clone)")
+
+
+def audit(
+    folder: Path,  # a run's
+) -> Path:  # the executed copy
+    "Audit the homework report's tables anew, then import what publishing needs: both in a thread, so that the main one waits for neither."
+    given = {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
+    done = execute(EXPERIMENTS/"published.ipynb", folder/"published.ipynb", given)
+    import_module("hw2.run.publish")
+    return done
+
+
+def publish_audited(
+    folder: Path,  # a run's
+    audited: Future,  # of `audit`
+) -> None:
+    "Bring figures/, README.md and docs/results.md up to date when the audit is done."
+    from hw2.run.publish import publish
+    from hw2.run.run import Run
+    run = Run(folder)
+    if len(run.features) > 1: _ = run.differences, run.gains  # kept by `run`: their intervals take longest
+    audited.result()
+    publish(run, ROOT)
+    click.echo(f"figures/, README.md and docs/results.md show the run {folder.name}")
+
 # %% ../../nbs/7_run/90_cli.ipynb #0d7f4a81
 @app.command()
 @click.option("--params", "file", required=True, metavar="FILE", help="YAML file, or one of the package's: demo (shows all parameters), course, folders.")
@@ -154,11 +187,13 @@ def check_fetched(
               help="One parameter over the file's, as YAML, by its path: -p features.cnn.fps 3; may be repeated.")
 @click.option("--name", help="The run's name; the file's if not given.")
 @click.option("--dry-run", is_flag=True, help="Print counts and an estimate from a few videos; the demo set and weights are fetched for it.")
+@click.option("--publish", "published", is_flag=True, help="Publish the run when it is done, as hw2 publish does; sooner, because this begins while the report is drawn.")
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser when it is done.")
-def run(file, pairs, name, dry_run, show):
+def run(file, pairs, name, dry_run, published, show):
     "Extract, train each feature, fuse them, report; goes on where the same run stopped."
     params, name = read_params(params_file(file), *(value_of(*pair) for pair in pairs)), name or Path(file).stem
     check_fetched(params)
+    if published: check_checkout()
     if dry_run:
         from hw2.run.dry_run import check_run
         if (run_folder(name)/"params.yaml").exists(): params = run_params(run_folder(name), params)
@@ -167,14 +202,17 @@ def run(file, pairs, name, dry_run, show):
     folder = open_run(name, params)
     total = Stage(folder, "run")
     own = {"name": folder.name, "runs": str(folder.parent)}
-    for copy, (notebook, what, its_own) in stages(params).items():
-        given = (params if notebook == "extract" else {}) | own | its_own
-        with stage_line(what): execute(EXPERIMENTS/f"{notebook}.ipynb", folder/f"{copy}.ipynb", given)
+    with ThreadPoolExecutor(1) as beside:
+        for copy, (notebook, what, its_own) in stages(params).items():
+            if published and notebook == "report": audited = beside.submit(audit, folder)
+            given = (params if notebook == "extract" else {}) | own | its_own
+            with stage_line(what): execute(EXPERIMENTS/f"{notebook}.ipynb", folder/f"{copy}.ipynb", given)
     from hw2.report.html import write_html
     page = write_html(folder/"report.ipynb", folder/"report.html", title=f"{folder.name}: how much of the label does each feature carry?")
     took = total.done()
     for line in closing_lines(folder): click.echo(line)
     click.echo(f"{page}: done in {format_duration(took['seconds'])}, peak memory {took['peak_memory_gb']:.1f} GB")
+    if published: publish_audited(folder, audited)
     if show and not webbrowser.open(page.resolve().as_uri()): click.echo(f"no browser was found; open {page.resolve()}")
 
 # %% ../../nbs/7_run/90_cli.ipynb #43340ee5
@@ -354,19 +392,9 @@ def publish_run(name, page):
         from hw2.run.run import Run
         publish_page(Run(run_folder(name)), page)
         return click.echo(f"{page} shows the run {name}")
-    where = "publish writes figures/, README.md and docs/ of a checkout"
-    if ROOT is None: raise RuntimeError(f"{where}; this hw2 was installed without one (pip install -e in a clone)")
-    folder, audit = run_folder(name), {"published": str(EXPERIMENTS/"published"), "out": str(ROOT/"figures/published")}
-    run_params(folder)  # raises where there is no run
-    with ThreadPoolExecutor(1) as beside:
-        audited = beside.submit(execute, EXPERIMENTS/"published.ipynb", folder/"published.ipynb", audit)
-        from hw2.run.publish import publish
-        from hw2.run.run import Run
-        run = Run(folder)
-        if len(run.features) > 1: _ = run.differences, run.gains  # kept: their intervals take longest
-        audited.result()
-    publish(run, ROOT)
-    click.echo(f"figures/, README.md and docs/results.md show the run {name}")
+    check_checkout()
+    run_params(folder := run_folder(name))  # raises where there is no run
+    with ThreadPoolExecutor(1) as beside: publish_audited(folder, beside.submit(audit, folder))
 
 # %% ../../nbs/7_run/90_cli.ipynb #c7e18dc8
 if __name__ == "__main__" and "__file__" in globals(): app()
