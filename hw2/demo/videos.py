@@ -13,6 +13,7 @@ import base64
 import contextlib
 import hashlib
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -289,7 +290,10 @@ def _draw_files(tasks: list[tuple], workers: int) -> None:
     with contextlib.ExitStack() as stack:
         if workers > 1:
             pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)))
+            stack.callback(pool.shutdown, cancel_futures=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit it: Ctrl-C is for the one that started them
         results = pool.map(_draw_file, tasks, chunksize=4) if workers > 1 else map(_draw_file, tasks)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for _ in progress(results, "drawing the demo set", total=len(tasks), unit="video"): pass
 
 
