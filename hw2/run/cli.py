@@ -59,7 +59,8 @@ def execute(
     from hw2.run.kernels import OwnKernels
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
-    bar = {"desc": f"{output.stem:12}", "unit": "cell", "leave": False, "disable": in_kernel() or not sys.stderr.isatty() or threading.current_thread() is not threading.main_thread()}
+    shown = sys.stderr.isatty() and not in_kernel() and threading.current_thread() is threading.main_thread()
+    bar = {"desc": f"{output.stem:12}", "unit": "cell", "leave": False, "disable": not shown}
     unfinished = temporary_path(output)
     try:
         papermill.execute_notebook(str(notebook), str(unfinished), params, kernel_name="python3",
@@ -193,7 +194,7 @@ def publish_audited(
               help="One parameter over the file's, as YAML, by its path: -p features.cnn.fps 3; may be repeated.")
 @click.option("--name", help="The run's name; the file's if not given.")
 @click.option("--dry-run", is_flag=True, help="Print counts and an estimate from a few videos; the demo set and weights are fetched for it.")
-@click.option("--publish", "published", is_flag=True, help="Publish the run when it is done, as hw2 publish does; sooner, because this begins while the report is drawn.")
+@click.option("--publish", "published", is_flag=True, help="Publish the run when it is done, as hw2 publish does, but begin while the report is drawn.")
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser when it is done.")
 def run(file, pairs, name, dry_run, published, show):
     "Extract, train each feature, fuse them, report; goes on where the same run stopped."
