@@ -32,8 +32,7 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 
 report: $(STAMP)
 	@$(TIMED); set -e; \
-	$(BIN)/hw2 run --params nbs/experiments/params/demo.yaml; \
-	$(BIN)/hw2 publish demo
+	$(BIN)/hw2 run --params nbs/experiments/params/demo.yaml --publish
 
 test: $(STAMP)
 	@$(TIMED); $(BIN)/python -m pytest

@@ -7,7 +7,8 @@ __all__ = ['early_stopping_split', 'FeatureError', 'all_finite', 'check_finite',
 
 # %% ../../nbs/5_classifier/54_fold.ipynb #1d462231
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -15,7 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
+from threadpoolctl import threadpool_limits
 
+from ..core.devices import cores
 from .mlp import MLP
 from .probes import logistic_regression
 from .stacked import fit_together, mlps_of
@@ -34,13 +37,18 @@ def early_stopping_split(
     return train[learn], train[stop]
 
 # %% ../../nbs/5_classifier/54_fold.ipynb #2680f6fe
+def _in_threads(function: Callable, items: Iterable) -> list:
+    "The function of every item, one thread a core and no thread within: equal numbers for any number of cores."
+    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool: return list(pool.map(function, items))
+
+
 def fit_poolers(
     feature: str,
     params: dict,  # all parameters of the run
     units: list[np.ndarray],  # the training videos'
 ) -> list:  # one for each seed, or a single one for all
     "The feature's pooler, fitted; a single one where nothing is learned. Early fusion takes the first seed's vocabulary."
-    poolers = [pooler_of(feature, params, seed).fit(units) for seed in params["classifier"]["seeds"][:1 if feature == "early" else None]]
+    poolers = _in_threads(lambda seed: pooler_of(feature, params, seed).fit(units), params["classifier"]["seeds"][:1 if feature == "early" else None])
     return poolers if poolers[0].state() else poolers[:1]
 
 
@@ -98,7 +106,7 @@ def fit_fold(
     "Vocabulary, vectors and MLPs of one split; raises `FeatureError` for vectors with NaN or infinity."
     fold, train, held = split
     poolers = fit_poolers(feature, params, [units[i] for i in train])
-    X, y = np.stack([p.transform(units) for p in poolers]), manifest["label"].fillna(-1).to_numpy(np.int64)  # (s or 1, n, dim), (n,)
+    X, y = np.stack(_in_threads(lambda p: p.transform(units), poolers)), manifest["label"].fillna(-1).to_numpy(np.int64)  # (s or 1, n, dim), (n,)
     for vectors in X: check_finite(feature, vectors, manifest)
     learn, stop = (train, held) if fold is None or params["classifier"]["patience"] is None else early_stopping_split(train, manifest, params["split_seed"])
     start = time.perf_counter()

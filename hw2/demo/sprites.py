@@ -194,15 +194,16 @@ def paste(
 ) -> None:
     "Blend a sprite over the view at a subpixel position, rotated and scaled."
     sprite, x, y, angle, scale_x, scale_y, opacity = placement
-    level = int(np.clip(-np.log2(max(scale_x, scale_y)), 0, len(sprite) - 1))
+    level = 0 if max(scale_x, scale_y) >= 1 else min(int(-np.log2(max(scale_x, scale_y))), len(sprite) - 1)
     h, w = sprite[0].shape[:2]
     half = np.hypot(h * scale_y, w * scale_x) / 2 + 2  # of the diagonal
-    x0, x1 = np.clip([x - half, x + half], 0, view.shape[1]).astype(int)
-    y0, y1 = np.clip([y - half, y + half], 0, view.shape[0]).astype(int)
+    (x0, x1), (y0, y1) = ([int(min(max(edge, 0), n)) for edge in (c - half, c + half)] for c, n in ((x, view.shape[1]), (y, view.shape[0])))
     if x0 >= x1 or y0 >= y1: return
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [scale_x, scale_y]
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = np.array([[cos * scale_x, -sin * scale_y], [sin * scale_x, cos * scale_y]])
     shift = [x - x0, y - y0] - matrix @ [(w - 1) / 2, (h - 1) / 2]
-    patch = cv2.warpAffine(sprite[level], np.column_stack([matrix * 2**level, shift]), (int(x1 - x0), int(y1 - y0)), flags=cv2.INTER_LINEAR)
+    patch = cv2.warpAffine(sprite[level], np.column_stack([matrix * 2**level, shift]), (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
+    colour, alpha = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.cvtColor(patch[..., 3], cv2.COLOR_GRAY2RGB)  # of equal shape: NumPy is slow otherwise
     roi = view[y0:y1, x0:x1]
-    roi *= 1 - opacity * patch[..., 3:]
-    roi += opacity * patch[..., :3]
+    roi *= 1 - opacity * alpha
+    roi += opacity * colour

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import hashlib
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -192,8 +193,8 @@ def random_video(
         matrix = np.array([[1, 0, -corner[0] - dx], [0, 1, -corner[1] - dy]])
         view = cv2.warpAffine(scene, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         for placement in motion[i]: paste(view, placement._replace(x=placement.x - dx, y=placement.y - dy))
-        view += noise * rng.standard_normal((SIDE, SIDE, 1), np.float32)
-        frames[i] = np.clip(view, 0, 255)
+        view += cv2.cvtColor(noise * rng.standard_normal((SIDE, SIDE), np.float32), cv2.COLOR_GRAY2RGB)
+        np.clip(view, 0, 255, out=frames[i], casting="unsafe")
     return frames[::-1].copy() if name in dict(REVERSALS).values() else frames
 
 # %% ../../nbs/demo/2_videos.ipynb #44a54ecd
@@ -289,7 +290,10 @@ def _draw_files(tasks: list[tuple], workers: int) -> None:
     with contextlib.ExitStack() as stack:
         if workers > 1:
             pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)))
+            stack.callback(pool.shutdown, cancel_futures=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit it: Ctrl-C is for the one that started them
         results = pool.map(_draw_file, tasks, chunksize=4) if workers > 1 else map(_draw_file, tasks)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for _ in progress(results, "drawing the demo set", total=len(tasks), unit="video"): pass
 
 

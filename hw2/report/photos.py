@@ -10,6 +10,7 @@ __all__ = ['WIDTH', 'SEEN', 'sample_frames', 'plot_strips', 'sheet_plan', 'confu
 import math
 import tempfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,7 @@ from ..data.probe import VideoError, probe
 from ..data.video import decode, frames_at
 from ..evaluation.metrics import check_matrix
 from ..features.sift import downscale, nearest_word
-from .plots import _short, picture, save_figure
+from .plots import _short, draw_to, picture
 
 # %% ../../nbs/6_report/63_photos.ipynb #909a1a95
 def sample_frames(
@@ -212,8 +213,9 @@ def save_photos(
     colours: int = 256,
 ) -> None:
     "Write the figure as a PNG of so many colours, whole, and close it; equal figures give equal bytes."
-    save_figure(fig, stem, formats=["png"])
-    with PIL.Image.open(f"{stem}.png") as full: few = full.convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
+    draw_to(full := BytesIO(), fig, "png", pil_kwargs={"compress_level": 0})
+    plt.close(fig)
+    few = PIL.Image.open(full).convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
     with atomic_write(f"{stem}.png") as tmp: few.save(tmp, optimize=True)
 
 # %% ../../nbs/6_report/63_photos.ipynb #42d05106

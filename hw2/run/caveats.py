@@ -39,7 +39,11 @@ def copies(
     run: Run,
 ) -> pd.DataFrame:  # id, split, of (a video that its classifier learned from), bytes (True where they are the same), how (else: mirrored, shifted)
     "Held-out videos that are, or look nearly like, a training video; raises `FileNotFoundError` where no thumbnails were kept."
-    m, seen = thumbnails_of(run)
+    return run.once("copies", lambda: _copies(*thumbnails_of(run)))
+
+
+def _copies(m: pd.DataFrame, seen: list[Units]) -> pd.DataFrame:
+    "What `copies` keeps."
     first, rows = m.drop_duplicates("content").index, m.groupby("content", sort=False).indices
     near = near_duplicates([seen[i].units for i in first], [seen[i].times for i in first])
     pairs = [(i, j, True, "") for same in rows.values() for i in same for j in same if i != j]

@@ -7,6 +7,7 @@ __all__ = ['PRELOAD', 'STARTING', 'FORKED', 'serve', 'KernelServer', 'kernel_ser
            'can_fork', 'OwnKernelSpecs', 'OwnKernels']
 
 # %% ../../nbs/7_run/89_kernels.ipynb #47fb3534
+import gc
 import os
 import signal
 import subprocess
@@ -38,6 +39,7 @@ def serve(
     os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "JPY_PARENT_PID": str(os.getpid())}  # read when the libraries are imported
     for name in PRELOAD: import_module(name)
     import_module("pandas").set_option("display.max_columns", 20)  # its default in a notebook; it is 0 where pandas finds none when it is imported
+    gc.freeze()  # what is there now stays: collections in the kernels skip it, and its pages stay shared
     codes = {}  # by process id: the exit code, None while the kernel runs
     with Connection(descriptor) as requests:
         while (request := _next(requests)) is not None:

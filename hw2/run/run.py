@@ -8,9 +8,11 @@ __all__ = ['read_result', 'RunFiles', 'RunVideos', 'RunTables', 'RunComparison',
 
 # %% ../../nbs/7_run/73_run.ipynb #a73fff99
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -51,15 +53,27 @@ class RunFiles:
         folder: str | Path,  # runs/<name>; raises `RunError` where there is no run
         expected: Mapping | None = None,  # parameters that the run must have; raises `RunError` for others
     ):
-        self.folder, self.params, self._read = Path(folder), run_params(folder, expected), {}
+        self.folder, self.params, self._kept, self._keeping = Path(folder), run_params(folder, expected), {}, Lock()
 
     def read(self,
         name: str,  # a table's path within the folder
         how: Callable = read_result,  # from a path to what it holds
     ):
         "A file of the folder, read once."
-        if name not in self._read: self._read[name] = how(self.folder/name)
-        return self._read[name]
+        return self.once(name, lambda: how(self.folder/name))
+
+    def once(self,
+        name: Hashable,
+        how: Callable,
+    ):
+        "What `how` returns, called once; a thread that asks meanwhile waits for it, and what raises is called again the next time."
+        with self._keeping: found = self._kept.setdefault(name, mine := Future())
+        if found is mine:
+            try: found.set_result(how())
+            except BaseException as e:
+                del self._kept[name]
+                found.set_exception(e)
+        return found.result()
 
     @property
     def manifest(self) -> pd.DataFrame: return self.read("manifest.csv", read_manifest)
@@ -153,8 +167,10 @@ class RunTables(RunVideos):
 
     def confusion(self, feature: str, split: str | None = None) -> np.ndarray:  # (k, k) int64, rows true
         "The confusion matrix, all 0 where no label is known; `split` as in `labelled_predictions`."
-        rows = self.labelled_predictions(feature, split)
-        return confusion_matrix(rows["label"].to_numpy(), rows["pred"].to_numpy(int), len(self.classes))
+        split = split or self.evaluation_split
+        return self.once((feature, split), lambda: self._confusion(self.labelled_predictions(feature, split))).copy()
+
+    def _confusion(self, rows: pd.DataFrame) -> np.ndarray: return confusion_matrix(rows["label"].to_numpy(), rows["pred"].to_numpy(int), len(self.classes))
 
     def confused(self, feature: str) -> pd.DataFrame:
         "Which classes were taken for which, the most frequent first: true, predicted, count, share."
@@ -264,6 +280,10 @@ class RunPlots(RunVectors):
 
     def places(self, feature: str) -> tuple[pd.DataFrame, str]:  # id, label, x, y; the map's title
         "t-SNE's places of the labelled videos' vectors, the same every time; no row where there is no map."
+        return self.once(("places", feature), lambda: self._places(feature))
+
+    def _places(self, feature: str) -> tuple[pd.DataFrame, str]:
+        "What `places` keeps."
         X, y, rows = self.comparable(feature)
         if len(X) < LEAST or not np.ptp(X, axis=0).any(): return pd.DataFrame(columns=["id", "label", "x", "y"]), ""
         kept, xy = embed_in_plane(X)

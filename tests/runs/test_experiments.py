@@ -385,6 +385,21 @@ def test_publish_brings_figures_and_pages_up_to_date(tiny_run, tmp_path, monkeyp
     assert "| logistic regression (cnn, untrained) |" in long and "## Which differences are real" in long and "| cnn3d | test | 2 |" in long
     assert max(map(len, (short + long).splitlines())) <= 120
     assert {p.name for p in (tmp_path/"figures").iterdir()} == {p.name for p in (tiny_run.folder/"figures").iterdir()}
+    for name in ("README.md", "docs/results.md"): (tmp_path/name).write_text(f"# A\n\n{BEGIN}\n{END}\n\nThe rest.\n")
+    monkeypatch.chdir(shutil.copytree(tiny_run.home, tmp_path/"home"))
+    command = [*tiny_run.arguments, "-p", "cache", "cache", "--name", "tiny", "--publish"]
+
+    def stop(notebook, *rest):
+        if notebook.name == "published.ipynb": raise hw2.run.cli.NotebookError("published.ipynb stopped")
+
+    with monkeypatch.context() as audit:
+        audit.setattr(hw2.run.cli, "execute", stop)
+        stopped = CliRunner().invoke(app, command)
+    assert stopped.exit_code == 1 and "hw2: published.ipynb stopped" in stopped.output and short not in (tmp_path/"README.md").read_text(encoding="utf-8")
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0 and done.output.endswith("figures/, README.md and docs/results.md show the run tiny\n"), done.output
+    assert [short, long] == [(tmp_path/name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")]
+    monkeypatch.chdir(tiny_run.home)
     failed = CliRunner().invoke(app, ["publish", "tine"])
     said, _, there = failed.output.partition("no run here; there are: ")
     assert failed.exit_code and said == "hw2: runs/tine: " and "tiny" in there.strip().split(", ")  # beside other tests' runs
