@@ -62,7 +62,7 @@ def test_the_order_of_frames_changes_clips_and_nothing_else(extracted):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, command):
+def run(tmp_path_factory, invoke):
     "A run of two files of vectors for videos that are not there, and a control of nothing: `fuse` names both."
     home, rng, n = tmp_path_factory.mktemp("vectors"), np.random.default_rng(0), 60
     y, split = np.arange(n) % 3, np.where(np.arange(n) < 36, "train", np.where(np.arange(n) < 48, "val", "test"))
@@ -72,7 +72,7 @@ def run(tmp_path_factory, command):
     pd.DataFrame(X[:-2]).assign(path=[f"gone/{i}.mp4" for i in range(n - 2)]).to_csv(home/"x.csv", index=False)
     (home/"set.yaml").write_text("data: set.csv\nform: csv\nfeatures:\n  a: {kind: vectors, file: x.npy}\n  b: {kind: vectors, file: x.csv}\n"
                                  "classifier: {max_epochs: 20}\ndevice: cpu\n")
-    done = command("run", "--params", "set.yaml", cwd=home)
+    done = invoke("run", "--params", "set.yaml", cwd=home)
     assert done.returncode == 0, done.stderr
     return Run(home/"runs/set"), X
 
@@ -91,11 +91,11 @@ def test_videos_without_a_vector_are_left_out_by_name(run):
     assert all(name.startswith("vectors-") for name in stores.values()) and len(set(stores.values())) == 2
 
 
-def test_a_changed_file_of_vectors_is_trained_on_anew(run, tmp_path, command):
+def test_a_changed_file_of_vectors_is_trained_on_anew(run, tmp_path, invoke):
     done, X = run
     home = shutil.copytree(done.folder.parent.parent, tmp_path/"home")
     np.save(home/"x.npy", X[:, ::-1])
-    again = command("run", "--params", "set.yaml", cwd=home)
+    again = invoke("run", "--params", "set.yaml", cwd=home)
     assert again.returncode == 0, again.stderr
     stores = [json.loads((folder/"run.json").read_text())["stores"] for folder in (done.folder, home/"runs/set")]
     assert stores[0]["a"] != stores[1]["a"] and stores[0]["b"] == stores[1]["b"]

@@ -94,15 +94,15 @@ def test_a_file_has_a_line_for_each_stage_and_no_bars(tiny_run):
     assert max(map(len, lines)) <= 100
 
 
-def test_the_report_opens_in_the_browser(tiny_run, tmp_path):
+def test_the_report_opens_in_the_browser(copied, tiny_run, tmp_path):
     "On a terminal, where bars stand in the stages' lines meanwhile."
     script = tmp_path/"browser"
     script.write_text(f'#!/bin/sh\necho "$1" > "{tmp_path}/opened"\n')
     script.chmod(0o755)
     arguments = ["-m", "hw2.run.cli", *tiny_run.arguments, "-p", "cache", "cache", "--name", "tiny", "--open"]
-    status, shown = on_terminal(arguments, tiny_run.home, BROWSER=str(script))
+    status, shown = on_terminal(arguments, copied, BROWSER=str(script))
     assert status == 0 and "cell/s" in shown, shown
-    assert (tmp_path/"opened").read_text().strip() == (tiny_run.folder/"report.html").resolve().as_uri()
+    assert (tmp_path/"opened").read_text().strip() == (copied/"runs/tiny/report.html").resolve().as_uri()
     lines = screen(shown)
     assert sum(bool(STAGE.match(line)) for line in lines) == 6 and "%|" not in "".join(lines) and max(map(len, lines)) <= 100
 
