@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from hw2.core.files import ROOT
 from hw2.demo.videos import draw_set
@@ -23,6 +25,9 @@ TESTS = Path(__file__).parent
 DEMO = ROOT/"nbs/experiments/params/demo.yaml"
 FIRST = ["runs/test_experiments.py", "runs/test_tutorial.py", "runs/test_documented_commands.py"]  # the longest; one worker makes the tiny run, the other
 # needs none of it for longer than that takes
+ALONE = {"test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bytes", "test_ctrl_c_ends_everything_within_two_seconds",
+         "test_a_crash_a_hang_and_greed_cost_one_video_each", "test_what_was_given_up_is_tried_again_alone_and_leaves_no_trace",
+         "test_a_part_that_another_run_completed_is_not_spoiled", "test_importing_takes_less_than_a_third_of_a_second"}  # they measure time or have limits
 
 
 def pytest_addoption(parser):
@@ -32,29 +37,27 @@ def pytest_addoption(parser):
 # Two workers (pytest-xdist)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class Groups(LoadScopeScheduling):
+    "What goes to one worker in one piece: a file, whose fixtures are made once; a notebook's tests; those that need the machine alone."
+    def _split_scope(self, nodeid: str) -> str:
+        file, name, case = re.fullmatch(r"(.*?)::(\w+)(.*)", nodeid).groups()
+        return "alone" if name in ALONE else file + case if name.startswith("test_runs_top_to_bottom_") else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    "A file's tests stay on one worker, which makes its fixtures once, unless a test names its own group; those that need the machine alone come last."
-    for item in items:
-        if _alone(item): item.add_marker(pytest.mark.xdist_group("alone"))
-        elif item.get_closest_marker("xdist_group") is None: item.add_marker(pytest.mark.xdist_group(_file(item)))
-    items.sort(key=lambda item: (_alone(item), FIRST.index(_file(item)) if _file(item) in FIRST else len(FIRST)))
-
-
-def _file(item) -> str:
-    "The test's file, as `FIRST` has it."
-    return item.path.relative_to(TESTS).as_posix()
-
-
-def _alone(item) -> bool:
-    "Whether it is marked `alone`."
-    return item.get_closest_marker("alone") is not None
+    "The longest first, so that no worker begins one at the end; those that need the machine alone last."
+    files = [str(TESTS/file) for file in FIRST]
+    items.sort(key=lambda item: (item.originalname in ALONE, files.index(str(item.path)) if str(item.path) in files else len(files)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    "While a test that is marked `alone` runs, its fixtures included, no other worker runs one."
-    with machine(alone=_alone(item)): return (yield)
+    "While a test runs that needs the machine alone, its fixtures included, no other worker runs one."
+    with machine(alone=item.originalname in ALONE): return (yield)
 
 
 @contextmanager

@@ -325,7 +325,6 @@ def spoiled_decoder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.alone  # it has limits of time and memory
 def test_a_crash_a_hang_and_greed_cost_one_video_each(spoiled_decoder):
     for name in ["crash", "hang", "greedy"]: video(spoiled_decoder/f"{name}.mp4")
     names = ["0", "crash", "1", "hang", "2", "greedy", "3"]
@@ -354,7 +353,6 @@ av.open = watched
 """
 
 
-@pytest.mark.alone  # it has limits of time and memory
 def test_what_was_given_up_is_tried_again_alone_and_leaves_no_trace(spoiled_decoder):
     "Neither time nor memory - its process's, or the machine's, so that the kernel kills - is a fact about a file; a crash of its decoder is one."
     for name in ["hang", "killed", "crash", "greedy"]: video(spoiled_decoder/f"{name}.mp4")
@@ -378,7 +376,6 @@ def test_what_was_given_up_is_tried_again_alone_and_leaves_no_trace(spoiled_deco
     assert part() == healed != first
 
 
-@pytest.mark.alone  # it has limits of time and memory
 def test_a_part_that_another_run_completed_is_not_spoiled(spoiled_decoder, monkeypatch):
     "The other run was done between the look at the store and the end of this one's stall."
     video(spoiled_decoder/"hang.mp4")

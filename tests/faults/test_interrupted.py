@@ -64,7 +64,6 @@ def assert_equal(home: Path, name: str, cache: str, tiny_run) -> None:
     assert [n for n in found if not filecmp.cmp(tiny_run.home/"cache"/n, home/cache/n, shallow=False)] == []
 
 
-@pytest.mark.alone
 @pytest.mark.soak
 def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bytes(tiny_run, home, soak, monkeypatch):
     """All of it, or its first process alone, whose children must then end by themselves. No part that was finished is computed twice, also when
@@ -91,7 +90,6 @@ def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bytes(tiny_run,
         assert litter(home) == []
 
 
-@pytest.mark.alone
 def test_ctrl_c_ends_everything_within_two_seconds(tiny_run, home):
     process = started([*tiny_run.arguments, "-p", "cache", "cache", "--name", "stopped"], home, stderr=subprocess.PIPE, text=True)
     while not parts_of(home/"cache") and process.poll() is None: time.sleep(0.02)

@@ -40,7 +40,6 @@ def test_these_names_and_no_others():
     assert not hasattr(hw2, "__path") and "__version__" in dir(hw2)
 
 
-@pytest.mark.alone
 def test_importing_takes_less_than_a_third_of_a_second():
     "The best of three: another process may have the core."
     code = "start = time.perf_counter(); import hw2; print(json.dumps(time.perf_counter() - start))"

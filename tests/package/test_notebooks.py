@@ -61,17 +61,14 @@ def executed(tmp_path_factory):
     with offline(tmp_path_factory.mktemp("torch")): yield cache(lambda path: execute(nbformat.read(path, 4), path.parent))
 
 
-EACH = [pytest.param(path, id=stem(path), marks=pytest.mark.xdist_group(stem(path))) for path in LIBRARY]  # one_video and the tutorial: tests/runs
-
-
-@pytest.mark.parametrize("path", EACH)
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)  # one_video and the tutorial: tests/runs
 def test_runs_top_to_bottom_without_a_word_on_stderr(path, executed):
     notebook = executed(path)
     said = [o["text"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
     assert said == []
 
 
-@pytest.mark.parametrize("path", EACH)
+@pytest.mark.parametrize("path", LIBRARY, ids=stem)
 def test_runs_top_to_bottom_to_the_stored_outputs(path, executed):
     "What a reader sees is what the code gives: `make outputs` stores it, a cell that depends on the machine is tagged `varies`."
     found = differences(nbformat.read(path, 4), executed(path), str(path.relative_to(ROOT)))
