@@ -39,9 +39,13 @@ def pytest_addoption(parser):
 
 class Groups(LoadScopeScheduling):
     "What goes to one worker in one piece: a file, whose fixtures are made once; a notebook's tests; those that need the machine alone."
-    def _split_scope(self, nodeid: str) -> str:
-        file, name, case = re.fullmatch(r"(.*?)::(\w+)(.*)", nodeid).groups()
-        return "alone" if name in ALONE else file + case if name.startswith("test_runs_top_to_bottom_") else file
+    def _split_scope(self, nodeid: str) -> str: return group_of(nodeid)
+
+
+def group_of(test: str) -> str:
+    "The group of a test by its id."
+    file, name, case = re.fullmatch(r"(.*?)::(\w+)(.*)", test, re.S).groups()
+    return "alone" if name in ALONE else file + case if file.endswith("test_notebooks.py") and name.startswith("test_runs_top_to_bottom_") else file
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -61,9 +65,9 @@ def pytest_runtest_protocol(item):
 
 
 @contextmanager
-def machine(alone: bool) -> Iterator[None]:
+def machine(alone: bool, folder: Path = TESTS) -> Iterator[None]:
     "A lock that one holds alone, or any number together. Who waits for it keeps the door, so that no other gets in before."
-    with open(TESTS/"conftest.py") as door, open(TESTS/"traces.py") as room:  # any two files of the checkout
+    with open(folder/"conftest.py") as door, open(folder/"traces.py") as room:  # any two files of the checkout
         fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(door, fcntl.LOCK_UN)
