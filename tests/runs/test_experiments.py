@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 from stored_outputs import cleaned, shown
-from traces import lasting, parts_of, record
+from traces import lasting, record
 from traitlets.config import Config
 
 import hw2.run.cli
@@ -33,7 +33,7 @@ from hw2.core.params import Params, read_params
 from hw2.data.source import load_dataset
 from hw2.demo.videos import CLASSES
 from hw2.extraction.extract import extract, stores_of
-from hw2.extraction.store import CHUNK, read_units
+from hw2.extraction.store import read_units
 from hw2.run.cli import app
 from hw2.run.kernels import OwnKernels
 from hw2.run.publish import BEGIN, END
@@ -268,7 +268,7 @@ def test_init_writes_parameters_that_run(tiny_run, invoke):
     assert done.returncode == 1 and "tiny.yaml exists" in done.stderr
 
 
-# Three more runs, in a working directory of their own
+# Two more runs, in a working directory of their own
 
 
 @pytest.fixture(scope="module")
@@ -284,16 +284,6 @@ def folders(copied, tiny_demo) -> Path:
             shutil.copy(tiny_demo/f"videos/{name}.mp4", root/rows[-1][0])
     pd.DataFrame(sorted(rows), columns=["path", "label", "group"]).to_csv(root/"table.csv", index=False)
     return root
-
-
-def test_a_second_run_reuses_every_feature(copied, tiny_run, invoke):
-    before = parts_of(copied/"cache")
-    done = invoke(*tiny_run.arguments, "-p", "cache", "cache", "--name", "tiny", cwd=copied)
-    assert done.returncode == 0, done.stderr
-    assert len(before) == 4 * -(-105 // CHUNK)  # of three features and of the thumbnails
-    assert parts_of(copied/"cache").items() >= before.items()
-    assert record(copied/"runs/tiny")["stages"]["extract"]["extracted"] == 0
-    assert lasting(copied/"runs/tiny") == lasting(tiny_run.folder)
 
 
 def test_plain_papermill_does_the_same(copied, tiny_run):
