@@ -16,10 +16,9 @@ import pandas as pd
 import pytest
 import yaml
 from chromium import ABSENT, BROWSER, chromium
-from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from traitlets.config import Config
+from stored_outputs import execute
 
 from hw2.core.files import ROOT
 from hw2.data.dataset import read_classes, read_manifest, write_manifest
@@ -135,8 +134,7 @@ def test_callbacks_in_a_kernel(run, tmp_path):
     cells = [(0, 0), first_cell(counts["sift"]), (14, 0), (7, 14)]
     notebook = notebook_for(run)
     notebook.cells.append(nbformat.v4.new_code_cell(CALLBACKS.replace("CELLS", repr(cells))))
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}},
-                   config=Config({"KernelManager": {"transport_encryption": "auto"}}), shutdown_kernel="immediate").execute()
+    execute(notebook, tmp_path)
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert [o["text"] for o in outputs if o.get("name") == "stderr"] == []
     assert sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs) == 1

@@ -6,7 +6,7 @@ import shutil
 HOSTILE = ["<script>alert(1)</script>", "../../escape", "a|b \"c\" & 'd' `e` $f$", "{{ 7 * 7 }} [x](javascript:alert(2)) ![i](http://127.0.0.1:9/i.png)"]
 
 
-def test_class_names_and_ids_are_text_everywhere(tiny_demo, tmp_path, command):
+def test_class_names_and_ids_are_text_everywhere(tiny_demo, tmp_path, invoke):
     "Whatever they are, they become no path, no cell and no HTML."
     home = tmp_path/"home"
     videos = sorted((tiny_demo/"videos").glob("*.mp4"))[:24]
@@ -19,17 +19,17 @@ def test_class_names_and_ids_are_text_everywhere(tiny_demo, tmp_path, command):
     for name, rows in tables.items():
         with open(home/f"set/labels/{name}.csv", "w", newline="") as f: csv.writer(f).writerows(rows)
     (home/"set.yaml").write_text("data: set\nfeatures: {sift: {fps: 2, words: 8}}\nclassifier: {max_epochs: 2}\nworkers: 2\ncache: cache\n")
-    done = command("run", "--params", "set.yaml", "--name", "hostile", cwd=home)
+    done = invoke("run", "--params", "set.yaml", "--name", "hostile", cwd=home)
     assert done.returncode == 0, done.stderr
     page = (home/"runs/hostile/report.html").read_text(encoding="utf-8")
     for raw in ["<script>alert", "<img src=x", "href=\"javascript", "\"http://127.0.0.1:9/i.png"]: assert raw not in page
     for shown in ["&lt;script&gt;alert(1)&lt;/script&gt;", "../../escape", "&lt;img src=x onerror=alert(0)&gt;"]: assert shown in page
-    assert command("explore", "hostile", cwd=home).returncode == 0
+    assert invoke("explore", "hostile", cwd=home).returncode == 0
     page = (home/"runs/hostile/explore.html").read_text(encoding="utf-8")
     for raw in [*HOSTILE[:1], "<img src=x", "<script>alert"]: assert raw not in page
     for shown in ["\\u003cscript>alert(1)", "\\u003cimg src=x onerror=alert(0)>", "23 of 24 videos play"]: assert shown in page
     assert {p.name for p in home.iterdir()} == {"set", "set.yaml", "runs", "cache"} and list(tmp_path.iterdir()) == [home]
     assert {p.name for p in (home/"runs/hostile").iterdir() if p.is_dir()} == {"figures", "sift"}
-    assert command("check-submission", "runs/hostile/submission_sift.csv", "--data", "set", cwd=home).returncode == 0
-    seen = command("doctor", "set", "--csv", "found.csv", cwd=home)
+    assert invoke("check-submission", "runs/hostile/submission_sift.csv", "--data", "set", cwd=home).returncode == 0
+    seen = invoke("doctor", "set", "--csv", "found.csv", cwd=home)
     assert seen.returncode == 1 and "unreadable" in seen.stdout and ids[0] in (home/"found.csv").read_text()

@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from conftest import ALONE, FIRST, group_of, machine
 
 from hw2.core.files import ROOT
 
@@ -152,6 +155,42 @@ def test_the_workflow_is_what_ci_runs_on_every_python():
     assert "make test" in steps and packages.search(text)[1] == packages.search((ROOT/".ci/run").read_text())[1]
     wanted = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["requires-python"]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"] and wanted == ">=3.11"
+
+
+def test_what_is_first_and_what_is_alone_is_there():
+    "A test that has another name now would run beside others."
+    assert [file for file in FIRST if not (ROOT/"tests"/file).is_file()] == []
+    texts = "".join(p.read_text(encoding="utf-8") for p in (ROOT/"tests").glob("*/test_*.py"))
+    assert [name for name in ALONE if f"def {name}(" not in texts] == []
+
+
+@pytest.mark.parametrize("test, group", [
+    ("tests/unit/test_a.py::test_b", "tests/unit/test_a.py"), ("tests/unit/test_a.py::test_b[x::y]", "tests/unit/test_a.py"),
+    ("tests/package/test_notebooks.py::test_runs_top_to_bottom_to_the_stored_outputs[21_sift]", "tests/package/test_notebooks.py[21_sift]"),
+    ("tests/package/test_notebooks.py::test_runs_top_to_bottom_without_a_word_on_stderr[21_sift]", "tests/package/test_notebooks.py[21_sift]"),
+    ("tests/package/test_notebooks.py::test_metadata_are_clean[21_sift]", "tests/package/test_notebooks.py"), (f"tests/unit/test_a.py::{min(ALONE)}", "alone")])
+def test_what_a_worker_gets_in_one_piece(test, group):
+    assert group_of(test) == group
+
+
+def test_who_needs_the_machine_alone_waits_and_then_nobody_gets_in_before(tmp_path):
+    "One is inside; another waits to be alone; the third comes after it and enters after it."
+    for name in ("conftest.py", "traces.py"): (tmp_path/name).touch()
+    order, inside, leave = [], threading.Event(), threading.Event()
+
+    def enter(name: str, alone: bool) -> None:
+        with machine(alone, tmp_path):
+            order.append(name)
+            if name == "first": inside.set(), leave.wait(60)
+            order.append(name)
+
+    threads = [threading.Thread(target=enter, args=a) for a in [("first", False), ("alone", True), ("third", False)]]
+    threads[0].start(), inside.wait(60)
+    for t in threads[1:]: t.start(), time.sleep(.2)
+    assert order == ["first"]
+    leave.set()
+    for t in threads: t.join(60)
+    assert order == ["first", "first", "alone", "alone", "third", "third"]
 
 
 def test_an_issue_asks_for_the_doctors_table():

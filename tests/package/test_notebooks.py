@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -56,16 +56,14 @@ def parameters_cell(path: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def executed(request, tmp_path_factory):
-    "The notebooks that are asked for, executed two at a time with no network and no cached weights; by path, as futures."
-    asked = [test.callspec.params["path"] for test in request.session.items if test.module is request.module and "executed" in test.fixturenames]
-    with offline(tmp_path_factory.mktemp("torch")), ThreadPoolExecutor(2) as pool:
-        yield {path: pool.submit(execute, nbformat.read(path, 4), path.parent) for path in dict.fromkeys(asked)}
+def executed(tmp_path_factory):
+    "A function: a notebook executed, once, with no network and no cached weights."
+    with offline(tmp_path_factory.mktemp("torch")): yield cache(lambda path: execute(nbformat.read(path, 4), path.parent))
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=stem)  # one_video and the tutorial: tests/runs
 def test_runs_top_to_bottom_without_a_word_on_stderr(path, executed):
-    notebook = executed[path].result()
+    notebook = executed(path)
     said = [o["text"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
     assert said == []
 
@@ -73,7 +71,7 @@ def test_runs_top_to_bottom_without_a_word_on_stderr(path, executed):
 @pytest.mark.parametrize("path", LIBRARY, ids=stem)
 def test_runs_top_to_bottom_to_the_stored_outputs(path, executed):
     "What a reader sees is what the code gives: `make outputs` stores it, a cell that depends on the machine is tagged `varies`."
-    found = differences(nbformat.read(path, 4), executed[path].result(), str(path.relative_to(ROOT)))
+    found = differences(nbformat.read(path, 4), executed(path), str(path.relative_to(ROOT)))
     if found: pytest.fail("\n\n".join(["other outputs than the stored ones (`make outputs NOTEBOOKS=...` stores them)", *found]), pytrace=False)
 
 

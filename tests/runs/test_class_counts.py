@@ -13,7 +13,7 @@ NAMES = {2: ["<b>bold</b> & $x$", "a|b"], 101: [f"class number {k}" for k in ran
 
 
 @pytest.fixture(scope="module", params=NAMES, ids="{} classes".format)
-def reported(request, tmp_path_factory, command):
+def reported(request, tmp_path_factory, invoke):
     "A run with SIFT and the small 2-D network on that many classes: (their names, its folder)."
     k, home, rng = request.param, tmp_path_factory.mktemp("sizes"), np.random.default_rng(request.param)
     rows = []
@@ -26,7 +26,7 @@ def reported(request, tmp_path_factory, command):
     pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(home/"set/set.csv", index=False)
     (home/"set.yaml").write_text("data: set/set.csv\nform: csv\nfeatures: {sift: {fps: 2, words: 8}, cnn: {like: convnext_mini, fps: 2}}\ndevice: cpu\n"
                                  "classifier: {max_epochs: 3, seeds: [0, 1]}\ncache: cache\n")
-    done = command("run", "--params", "set.yaml", cwd=home)
+    done = invoke("run", "--params", "set.yaml", cwd=home)
     assert done.returncode == 0, done.stderr
     return NAMES[k], home/"runs/set"
 

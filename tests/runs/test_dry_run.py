@@ -37,12 +37,12 @@ def home(tmp_path_factory) -> Path:
     ("well.csv", {"scheduler": "tcp://127.0.0.1:9", "cache": "empty"}, "no Dask scheduler answers at tcp://127.0.0.1:9"),
     ("well.csv", {"folds": "3"}, "folds: 3, but the smallest class has 2 videos: wave"),
 ])
-def test_it_stops_where_the_run_would_stop(data, changed, words, home, command):
+def test_it_stops_where_the_run_would_stop(data, changed, words, home, invoke):
     given = {"data": data, "form": "csv", "features": "{sift: {words: 8}}", "workers": "1", "classifier": "{max_epochs: 2}", "cache": "cache"} | changed
     (home/"some.yaml").write_text("".join(f"{k}: {v}\n" for k, v in given.items()))
     name = f"{data}-{next(iter(changed), 'as-it-is')}"
     for how in (["--dry-run"], []):
-        done = command("run", "--params", "some.yaml", "--name", name, *how, cwd=home)
+        done = invoke("run", "--params", "some.yaml", "--name", name, *how, cwd=home)
         assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
         assert not how or not (home/"runs"/name).exists()
 

@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from traces import parts_of
 
 import hw2.extraction.decode
+from hw2.core.files import EXPERIMENTS
 from hw2.core.params import read_params
 from hw2.data.source import load_dataset
 from hw2.extraction.decode import prepare_video
 from hw2.extraction.extract import extract, missing_chunks, read_feature, stores_of
 from hw2.features.catalogue import extractors_of
-from hw2.run.cli import app
+from hw2.run.cli import app, execute
 from hw2.run.record import RunError
 from hw2.run.run import Run, load
 
@@ -62,7 +63,7 @@ def test_the_order_of_frames_changes_clips_and_nothing_else(extracted):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, command):
+def run(tmp_path_factory, invoke):
     "A run of two files of vectors for videos that are not there, and a control of nothing: `fuse` names both."
     home, rng, n = tmp_path_factory.mktemp("vectors"), np.random.default_rng(0), 60
     y, split = np.arange(n) % 3, np.where(np.arange(n) < 36, "train", np.where(np.arange(n) < 48, "val", "test"))
@@ -72,7 +73,7 @@ def run(tmp_path_factory, command):
     pd.DataFrame(X[:-2]).assign(path=[f"gone/{i}.mp4" for i in range(n - 2)]).to_csv(home/"x.csv", index=False)
     (home/"set.yaml").write_text("data: set.csv\nform: csv\nfeatures:\n  a: {kind: vectors, file: x.npy}\n  b: {kind: vectors, file: x.csv}\n"
                                  "classifier: {max_epochs: 20}\ndevice: cpu\n")
-    done = command("run", "--params", "set.yaml", cwd=home)
+    done = invoke("run", "--params", "set.yaml", cwd=home)
     assert done.returncode == 0, done.stderr
     return Run(home/"runs/set"), X
 
@@ -91,12 +92,14 @@ def test_videos_without_a_vector_are_left_out_by_name(run):
     assert all(name.startswith("vectors-") for name in stores.values()) and len(set(stores.values())) == 2
 
 
-def test_a_changed_file_of_vectors_is_trained_on_anew(run, tmp_path, command):
+def test_a_changed_file_of_vectors_is_trained_on_anew(run, tmp_path, monkeypatch):
+    "By the two notebooks of a run that this concerns."
     done, X = run
     home = shutil.copytree(done.folder.parent.parent, tmp_path/"home")
     np.save(home/"x.npy", X[:, ::-1])
-    again = command("run", "--params", "set.yaml", cwd=home)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(home)
+    for name, own in [("extract", dict(read_params("set.yaml"))), ("train", {"feature": "a"})]:
+        execute(EXPERIMENTS/f"{name}.ipynb", home/f"runs/set/{name}.ipynb", own | {"name": "set", "runs": "runs"})
     stores = [json.loads((folder/"run.json").read_text())["stores"] for folder in (done.folder, home/"runs/set")]
     assert stores[0]["a"] != stores[1]["a"] and stores[0]["b"] == stores[1]["b"]
     assert (load(home/"runs/set", "a")[0] == X[:, ::-1].astype(np.float32)).all()

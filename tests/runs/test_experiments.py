@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import termios
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -24,7 +23,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 from stored_outputs import cleaned, shown
-from traces import lasting, parts_of, record
+from traces import lasting, record
 from traitlets.config import Config
 
 import hw2.run.cli
@@ -34,8 +33,9 @@ from hw2.core.params import Params, read_params
 from hw2.data.source import load_dataset
 from hw2.demo.videos import CLASSES
 from hw2.extraction.extract import extract, stores_of
-from hw2.extraction.store import CHUNK, read_units
+from hw2.extraction.store import read_units
 from hw2.run.cli import app
+from hw2.run.kernels import OwnKernels
 from hw2.run.publish import BEGIN, END
 from hw2.run.run import load
 
@@ -43,10 +43,10 @@ EXPERIMENTS = ROOT/"nbs/experiments"
 FEATURES = {"sift": 128, "cnn": 256, "cnn3d": 128}
 
 
-def invoke(home: Path, monkeypatch, *arguments):
-    "`hw2 ...` in this process, from the folder `home`."
-    monkeypatch.chdir(home)
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+def papermill_alone(name: str, folder: Path, params: dict, cwd: Path) -> None:
+    "One of the experiments, without `hw2 run`; its executed copy into the folder."
+    papermill.execute_notebook(str(EXPERIMENTS/f"{name}.ipynb"), str(folder/f"{name}.ipynb"), params, cwd=str(cwd), progress_bar=False, kernel_name="python3",
+                               kernel_manager_class=OwnKernels, config=Config({"KernelManager": {"transport_encryption": "auto"}}))
 
 
 # What a run leaves behind
@@ -237,46 +237,44 @@ def _read(terminal: int) -> bytes:
 # Refusals and previews
 
 
-def test_other_parameters_under_the_same_name_stop(tiny_run, monkeypatch):
+def test_other_parameters_under_the_same_name_stop(tiny_run, invoke):
     before = lasting(tiny_run.folder)
-    done = invoke(tiny_run.home, monkeypatch, *tiny_run.arguments, "-p", "cache", "cache", "-p", "features.sift.fps", "5", "--name", "tiny")
-    assert done.exit_code == 1
+    done = invoke(*tiny_run.arguments, "-p", "cache", "cache", "-p", "features.sift.fps", "5", "--name", "tiny", cwd=tiny_run.home)
+    assert done.returncode == 1
     assert "runs/tiny" in done.stderr and "features.sift.fps: 4 there, 5 now" in done.stderr and "words" not in done.stderr
     assert lasting(tiny_run.folder) == before
 
 
-def test_plain_papermill_refuses_an_unknown_parameter(tiny_home):
+def test_plain_papermill_refuses_an_unknown_parameter(tmp_path):
     "Which papermill itself only logs."
     with pytest.raises(papermill.PapermillExecutionError, match="features.cnn.fsp.*did you mean 'fps'"):
-        papermill.execute_notebook(str(EXPERIMENTS/"extract.ipynb"), str(tiny_home/"unknown.ipynb"), {"features": {"cnn": {"fsp": 3}}, "name": "unknown"},
-                                   cwd=str(tiny_home),
-                                   progress_bar=False, kernel_name="python3", config=Config({"KernelManager": {"transport_encryption": "auto"}}))
-    assert not (tiny_home/"runs/unknown").exists()
+        papermill_alone("extract", tmp_path, {"features": {"cnn": {"fsp": 3}}, "name": "unknown"}, tmp_path)
+    assert not (tmp_path/"runs").exists()
 
 
-def test_dry_run_counts_and_leaves_nothing(tiny_run, monkeypatch):
+def test_dry_run_counts_and_leaves_nothing(tiny_run, invoke):
     dry = [*tiny_run.arguments, "-p", "cache", "cache", "--name", "dry", "--dry-run"]
-    done = invoke(tiny_run.home, monkeypatch, *dry)
-    assert done.exit_code == 0 and "105 videos in 15 classes: 60 train, 30 val, 15 test" in done.stdout and "nothing to extract" in done.stdout
-    done = invoke(tiny_run.home, monkeypatch, *dry, "-p", "features", "[sift]", "-p", "features.sift.fps", "9")
-    assert done.exit_code == 0 and "sift: 105 videos to extract" in done.stdout and "extraction: about" in done.stdout
+    done = invoke(*dry, cwd=tiny_run.home)
+    assert done.returncode == 0 and "105 videos in 15 classes: 60 train, 30 val, 15 test" in done.stdout and "nothing to extract" in done.stdout
+    done = invoke(*dry, "-p", "features", "[sift]", "-p", "features.sift.fps", "9", cwd=tiny_run.home)
+    assert done.returncode == 0 and "sift: 105 videos to extract" in done.stdout and "extraction: about" in done.stdout
     assert [p.name for p in (tiny_run.home/"runs").iterdir() if "dry" in p.name] == []
 
 
-def test_init_writes_parameters_that_run(tiny_run, monkeypatch):
-    done = invoke(tiny_run.home, monkeypatch, "init", "tiny", "--out", "tiny.yaml")
-    assert done.exit_code == 0 and "105 videos in 15 classes (course)" in done.stdout
-    done = invoke(tiny_run.home, monkeypatch, "init", "tiny", "--out", "tiny.yaml")
-    assert done.exit_code == 1 and "tiny.yaml exists" in done.stderr
+def test_init_writes_parameters_that_run(tiny_run, invoke):
+    done = invoke("init", "tiny", "--out", "tiny.yaml", cwd=tiny_run.home)
+    assert done.returncode == 0 and "105 videos in 15 classes (course)" in done.stdout
+    done = invoke("init", "tiny", "--out", "tiny.yaml", cwd=tiny_run.home)
+    assert done.returncode == 1 and "tiny.yaml exists" in done.stderr
 
 
-# Three more runs, two at a time
+# Two more runs, in a working directory of their own
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_demo) -> Path:
+def folders(copied, tiny_demo) -> Path:
     "Three classes in folders, four videos each, of two actors; and the same as a table."
-    root, manifest = tiny_demo.parent/"folders", pd.read_csv(tiny_demo/"labels/train_val.csv")
+    root, manifest = copied/"folders", pd.read_csv(tiny_demo/"labels/train_val.csv")
     split = pd.read_csv(tiny_demo/"labels/split.csv").set_index("Id")["Split"]
     rows = []
     for k in [0, 3, 10]:
@@ -288,65 +286,44 @@ def folders(tiny_demo) -> Path:
     return root
 
 
-def papermill_alone(home: Path, params: dict) -> list[subprocess.CompletedProcess]:
-    "The three notebooks with the papermill command, into another folder of runs."
-    (home/"elsewhere/plain").mkdir(parents=True)
-    (home/"plain.yaml").write_text(yaml.safe_dump(params | {"name": "plain", "runs": "elsewhere"}))
-    done = []
-    for name, own in [("extract", []), ("train", ["-p", "feature", "sift"]), ("report", [])]:
-        arguments = ["--no-progress-bar", EXPERIMENTS/f"{name}.ipynb", f"elsewhere/plain/{name}.ipynb", "-f", "plain.yaml", *own]
-        done.append(subprocess.run([sys.executable, "-m", "papermill", *arguments], cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True))
-    return done
-
-
-@pytest.fixture(scope="module")
-def later(tiny_run, folders, command):
-    "What the tiny run had left, and futures of three more runs."
-    home, arguments, own = tiny_run.home, tiny_run.arguments, ["-p", "cache", "cache"]
+def test_plain_papermill_does_the_same(copied, tiny_run):
+    "With SIFT alone, into another folder of runs: equal predictions, and equal figures. The command extracts, its function does the rest."
     params = yaml.safe_load((tiny_run.folder/"params.yaml").read_text(encoding="utf-8"))
-    held_out = ["-p", "data", "folders", "-p", "form", "folders", "-p", "group", "^([a-z]+)_", "-p", "folds", "group", "-p", "classifier.patience", "null",
-                "-p", "features", "[sift]", "-p", "features.sift.words", "16"]
-    before = {"files": lasting(tiny_run.folder), "parts": parts_of(home/"cache")}
-    with ThreadPoolExecutor(2) as pool:
-        yield before | {
-            "again": pool.submit(command, *arguments, *own, "--name", "tiny", cwd=home),
-            "plain": pool.submit(papermill_alone, home, params | {"features": {"sift": params["features"]["sift"]}}),
-            "folds": pool.submit(command, *arguments, *own, *held_out, "--name", "folds", cwd=home)}
-
-
-def test_a_second_run_reuses_every_feature(tiny_run, later):
-    done = later["again"].result()
+    given = params | {"features": {"sift": params["features"]["sift"]}, "name": "plain", "runs": "elsewhere"}
+    (copied/"plain.yaml").write_text(yaml.safe_dump(given))
+    run = copied/"elsewhere/plain"
+    run.mkdir(parents=True)
+    arguments = ["--no-progress-bar", EXPERIMENTS/"extract.ipynb", run/"extract.ipynb", "-f", "plain.yaml"]
+    done = subprocess.run([sys.executable, "-m", "papermill", *arguments], cwd=copied, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(later["parts"]) == 4 * -(-105 // CHUNK)  # of three features and of the thumbnails
-    assert parts_of(tiny_run.home/"cache").items() >= later["parts"].items()
-    assert record(tiny_run.folder)["stages"]["extract"]["extracted"] == 0
-    assert lasting(tiny_run.folder) == later["files"]
-
-
-def test_plain_papermill_does_the_same(tiny_run, later):
-    "With SIFT alone: equal predictions, and equal figures."
-    for done in later["plain"].result(): assert done.returncode == 0, done.stderr
-    run = tiny_run.home/"elsewhere/plain"
-    files = {n: digest for n, digest in lasting(run).items() if "sift" in n}
-    assert len(files) == 14 and files == {n: later["files"][n] for n in files}
+    for name, own in [("train", {"feature": "sift"}), ("report", {})]: papermill_alone(name, run, given | own, copied)
+    files, before = ({n: digest for n, digest in lasting(folder).items() if "sift" in n} for folder in (run, tiny_run.folder))
+    assert len(files) == 14 and files == {n: before[n] for n in files}
     assert record(run)["stages"]["extract"]["extracted"] == 0
 
 
-def test_folders_with_one_group_held_out_at_a_time(folders, later):
-    done = later["folds"].result()
+@pytest.fixture(scope="module")
+def folds(copied, folders, tiny_run, invoke) -> Path:
+    "The run of the folders with one actor held out at a time."
+    changed = {"data": "folders", "form": "folders", "group": "^([a-z]+)_", "folds": "group", "classifier.patience": "null", "features": "[sift]",
+               "features.sift.words": "16", "cache": "cache"}
+    done = invoke(*tiny_run.arguments, *(word for pair in changed.items() for word in ("-p", *pair)), "--name", "folds", cwd=copied)
     assert done.returncode == 0, done.stderr
-    run = folders.parent/"runs/folds"
-    rows = pd.read_csv(run/"sift/predictions.csv")
+    return copied/"runs/folds"
+
+
+def test_folders_with_one_group_held_out_at_a_time(folds):
+    rows = pd.read_csv(folds/"sift/predictions.csv")
     assert len(rows) == 12 and (rows["split"] == "val").all() and rows["fold"].value_counts().to_dict() == {0: 6, 1: 6}
     assert rows.groupby("fold")["id"].agg(lambda ids: {i.split("/")[1][:3] for i in ids}.pop()).tolist() == ["ann", "bob"]
-    history = pd.read_csv(run/"sift/history.csv")
+    history = pd.read_csv(folds/"sift/history.csv")
     assert len(history) == 2 * 2 * 3 and history["val_top1"].isna().all()  # seeds, folds, epochs; with no patience the held-out part is not looked at
-    assert pd.read_csv(run/"classes.csv")["name"].tolist() == [CLASSES[k] for k in sorted([0, 3, 10], key=lambda k: CLASSES[k])]
-    assert not (run/"submission_sift.csv").exists()
-    assert "Cross-validation" in (run/"report.html").read_text(encoding="utf-8")
+    assert pd.read_csv(folds/"classes.csv")["name"].tolist() == [CLASSES[k] for k in sorted([0, 3, 10], key=lambda k: CLASSES[k])]
+    assert not (folds/"submission_sift.csv").exists()
+    assert "Cross-validation" in (folds/"report.html").read_text(encoding="utf-8")
 
 
-def test_a_table_gives_what_the_folders_give(folders, tiny_run, tmp_path):
+def test_a_table_gives_what_the_folders_give(folders, folds, tiny_run, tmp_path):
     "The same videos, labels and groups, in this process: the same predictions."
     own = {"features": {"sift": {"words": 16}}, "folds": "group", "data": str(folders/"table.csv"), "form": "csv", "cache": str(tmp_path),
            "classifier": {"patience": None}}
@@ -355,15 +332,14 @@ def test_a_table_gives_what_the_folders_give(folders, tiny_run, tmp_path):
     assert extract(dataset, params).empty
     units = read_units(stores_of(params)["sift"][1], dataset.manifest)
     result = train_feature("sift", units, dataset.manifest, dataset.classes, params)
-    rows = pd.read_csv(folders.parent/"runs/folds/sift/predictions.csv")
+    rows = pd.read_csv(folds/"sift/predictions.csv")
     assert result.predictions["id"].tolist() == rows["id"].tolist()
     np.testing.assert_allclose(result.predictions.filter(like="p_"), rows.filter(like="p_"), atol=1e-6)
 
 
 def test_the_audit_comes_out_as_committed(tmp_path):
     "published.ipynb, executed anew, writes the committed tables and pictures, and shows what it showed."
-    papermill.execute_notebook(str(EXPERIMENTS/"published.ipynb"), str(tmp_path/"published.ipynb"), {"out": str(tmp_path/"out")}, cwd=str(ROOT),
-                               progress_bar=False, kernel_name="python3", config=Config({"KernelManager": {"transport_encryption": "auto"}}))
+    papermill_alone("published", tmp_path, {"out": str(tmp_path/"out")}, ROOT)
     committed = sorted(p.name for p in (ROOT/"figures/published").iterdir())
     assert sorted(p.name for p in (tmp_path/"out").iterdir()) == committed and len(committed) == 9
     assert [n for n in committed if not filecmp.cmp(tmp_path/"out"/n, ROOT/"figures/published"/n, shallow=False)] == []

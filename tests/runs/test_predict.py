@@ -7,12 +7,10 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
 from hw2.core.files import file_hash
 from hw2.data.dataset import read_classes
 from hw2.extraction.compute import local_chunks
-from hw2.run.cli import app
 from hw2.run.predict import predict
 from hw2.run.record import RunError, done_in, done_run
 from hw2.run.run import Run
@@ -34,12 +32,6 @@ def chosen(tiny_run) -> pd.DataFrame:
 def told(tiny_run, chosen) -> pd.DataFrame:
     "What the run says of them."
     return predict(Run(tiny_run.folder), [tiny_run.home/c for c in chosen["clip"]])
-
-
-def invoke(home, monkeypatch, *arguments):
-    "The command line, in the run's working directory."
-    monkeypatch.chdir(home)
-    return CliRunner().invoke(app, list(arguments))
 
 
 @pytest.mark.parametrize("feature", OUTCOMES)
@@ -65,12 +57,12 @@ def test_beside_each_probability_stands_the_held_out_top1(tiny_run, told):
     for feature, name in OUTCOMES.items(): assert (told["top1"][told["feature"] == name] == metrics[feature]["test_top1"]).all()
 
 
-def test_the_command_line(tiny_run, chosen, monkeypatch):
+def test_the_command_line(tiny_run, chosen, invoke):
     (tiny_run.home/"no clip.mp4").write_text("not a video")
     shutil.copy(tiny_run.home/chosen["clip"].iloc[0], tiny_run.home/"new.mp4")
     with open(tiny_run.home/"new.mp4", "ab") as f: f.write(bytes(8))  # after its last box: the same pictures, another file
-    done = invoke(tiny_run.home, monkeypatch, "predict", chosen["clip"].iloc[3], "new.mp4", "no clip.mp4", "gone.mp4", "--run", "tiny")
-    assert done.exit_code == 1
+    done = invoke("predict", chosen["clip"].iloc[3], "new.mp4", "no clip.mp4", "gone.mp4", "--run", "tiny", cwd=tiny_run.home)
+    assert done.returncode == 1
     training, new, bad, gone = done.stdout.rstrip("\n").split("\n\n")
     note = f"training video {chosen['id'].iloc[3]} of this run: the classifiers were fitted on it, so p is not held-out evidence"
     assert training.startswith(chosen["clip"].iloc[3] + "\n  training video ") and note in " ".join(training.split())
@@ -82,7 +74,7 @@ def test_the_command_line(tiny_run, chosen, monkeypatch):
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
-def test_only_runs_that_are_done(tiny_run, tmp_path, monkeypatch):
+def test_only_runs_that_are_done(tiny_run, tmp_path, invoke):
     runs = tmp_path/"runs"
     for name in ("done", "fused", "begun", "empty"): (runs/name).mkdir(parents=True)
     for file in tiny_run.folder.rglob("*"):
@@ -96,8 +88,8 @@ def test_only_runs_that_are_done(tiny_run, tmp_path, monkeypatch):
     assert done_in(runs) == ["done"]
     with pytest.raises(RunError, match="tiny: no run here; done are: done$"): done_run(runs/"tiny")
     with pytest.raises(RunError, match="fused is not done: early not trained yet; `hw2 run` with the same parameters goes"): done_run(runs/"fused")
-    done = invoke(tmp_path, monkeypatch, "predict", "a.mp4", "--run", "begun")
-    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1 and "begun is not done: sift, cnn, cnn3d, early, late not trained yet" in done.stderr
+    done = invoke("predict", "a.mp4", "--run", "begun", cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "begun is not done: sift, cnn, cnn3d, early, late not trained yet" in done.stderr
 
 
 def test_features_that_are_not_finite_are_no_answer(tiny_run, chosen, monkeypatch):

@@ -8,9 +8,13 @@ import struct
 import subprocess
 import sys
 import termios
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from traces import lasting, parts_of, record
+
+from hw2.extraction.store import CHUNK
 
 STAGE = re.compile(r"^(extract features|train a classifier|fuse|draw the figures).* +\d+ (s|min)$")
 
@@ -94,17 +98,37 @@ def test_a_file_has_a_line_for_each_stage_and_no_bars(tiny_run):
     assert max(map(len, lines)) <= 100
 
 
-def test_the_report_opens_in_the_browser(tiny_run, tmp_path):
-    "On a terminal, where bars stand in the stages' lines meanwhile."
-    script = tmp_path/"browser"
-    script.write_text(f'#!/bin/sh\necho "$1" > "{tmp_path}/opened"\n')
+@dataclass
+class Second:
+    "The tiny run's copy, run a second time on a terminal, with `--open`."
+    run: Path
+    parts: dict  # of the cache, before
+    shown: str  # what it wrote to the terminal
+    opened: str  # the address that the browser got
+
+
+@pytest.fixture(scope="module")
+def second(copied, tiny_run) -> Second:
+    script, parts = copied/"browser", parts_of(copied/"cache")
+    script.write_text(f'#!/bin/sh\necho "$1" > "{copied}/opened"\n')
     script.chmod(0o755)
-    arguments = ["-m", "hw2.run.cli", *tiny_run.arguments, "-p", "cache", "cache", "--name", "tiny", "--open"]
-    status, shown = on_terminal(arguments, tiny_run.home, BROWSER=str(script))
-    assert status == 0 and "cell/s" in shown, shown
-    assert (tmp_path/"opened").read_text().strip() == (tiny_run.folder/"report.html").resolve().as_uri()
-    lines = screen(shown)
+    status, shown = on_terminal(["-m", "hw2.run.cli", *tiny_run.arguments, "-p", "cache", "cache", "--name", "tiny", "--open"], copied, BROWSER=str(script))
+    assert status == 0, shown
+    return Second(copied/"runs/tiny", parts, shown, (copied/"opened").read_text().strip())
+
+
+def test_the_report_opens_in_the_browser(second):
+    "On a terminal, where bars stand in the stages' lines meanwhile."
+    assert "cell/s" in second.shown and second.opened == (second.run/"report.html").resolve().as_uri()
+    lines = screen(second.shown)
     assert sum(bool(STAGE.match(line)) for line in lines) == 6 and "%|" not in "".join(lines) and max(map(len, lines)) <= 100
+
+
+def test_a_second_run_reuses_every_feature(second, tiny_run):
+    assert len(second.parts) == 4 * -(-105 // CHUNK)  # of three features and of the thumbnails
+    assert parts_of(second.run.parents[1]/"cache").items() >= second.parts.items()
+    assert record(second.run)["stages"]["extract"]["extracted"] == 0
+    assert lasting(second.run) == lasting(tiny_run.folder)
 
 
 def test_without_a_browser_the_address_is_said(tmp_path):
