@@ -58,7 +58,7 @@ class Inventor:
             sift = self.prototypes[word] + rng.integers(0, 16, (self.frames, 32, 128), np.uint8)
             sift[rng.random((self.frames, 32)) < .05] = 0  # keypoints that were not found
             cnn = self.places[y] + rng.standard_normal((self.units, self.places.shape[1]), np.float32)
-            pictures = rng.integers(0, 256, (8, 4, 1, 4, 1), np.uint8).repeat(SIDE // 4, 2).repeat(SIDE // 4, 4).reshape(8, -1)
+            pictures = rng.integers(0, 256, (8, 8, 1, 8, 1), np.uint8).repeat(SIDE // 8, 2).repeat(SIDE // 8, 4).reshape(8, -1)
             for f, units in (("sift", sift), ("cnn", cnn), ("thumbnails", pictures)): made[f].append(of(len(units), units))
         return made
 
