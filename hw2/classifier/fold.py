@@ -16,7 +16,7 @@ import torch
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from .mlp import MLP, probabilities
-from .probes import logistic_regression
+from .probes import fitted_videos, logistic_regression
 from .stacked import fit_together, mlps_of
 from ..core.lazy import LazySequence, blocks
 from ..extraction.fusion import pooler_of
@@ -99,6 +99,7 @@ class FittedFold:
     X: np.ndarray  # (poolers, n, dim) float32 vectors of all usable videos
     baseline: np.ndarray  # (n,) labels by logistic regression on the first seed's vectors
     seconds: float  # the MLPs' training, all seeds together
+    sample: int | None = None  # training videos that the baseline was fitted on; None: all
 
     def state(self) -> dict[str, torch.Tensor]: return learned_state(self.poolers[0], self.mlps[0])  # the first seed's pooler and MLP, as saved
 
@@ -123,8 +124,8 @@ def fit_fold(
     start = time.perf_counter()
     mlps = fit_together(mlps_of(params), X, y[learn], X[:, stop], y[stop], range(len(classes)), learn)
     seconds = time.perf_counter() - start
-    baseline = logistic_regression(X[0], y, train)
-    return FittedFold("all" if fold is None else str(fold), held, mlps, poolers, X, baseline, seconds)
+    baseline, n = logistic_regression(X[0], y, train), fitted_videos(len(train), len(classes))
+    return FittedFold("all" if fold is None else str(fold), held, mlps, poolers, X, baseline, seconds, n if n < len(train) else None)
 
 # %% ../../nbs/5_classifier/54_fold.ipynb #572847f6
 class CombinedFolds:

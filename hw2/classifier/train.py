@@ -80,10 +80,11 @@ def _result(
     seeds, predicted = params["classifier"]["seeds"], manifest.iloc[found.rows].reset_index(drop=True)
     history = pd.concat([f.mlps[i].history_.assign(seed=s, fold=None if f.name == "all" else int(f.name)) for i, s in enumerate(seeds) for f in found.folds],
                         ignore_index=True)[["seed", "fold", *HISTORY]].astype({"fold": "Int64"})
+    sample = found.folds[0].sample
     metrics = feature_metrics(predicted, found.p[0], classes) | {
         "epochs": round(float(np.mean([len(f.mlps[0].history_) for f in found.folds]))), "dim": found.X.shape[1],
         "untrained": untrained(params, feature), "skipped": skipped,
-        "logistic_regression": top1_by_split(predicted, found.baseline()),
+        "logistic_regression": top1_by_split(predicted, found.baseline()) | ({"fitted": sample} if sample else {}),
         "seeds": [{"seed": s} | top1_by_split(predicted, p.argmax(1)) for s, p in zip(seeds, found.p)]}
     state = {f"{f.name}.{k}": v for f in found.folds for k, v in f.state().items()}
     return Result(manifest, found.X, found.rows, found.p, seeds, history, state, metrics, round(sum(f.seconds for f in found.folds), 2))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from ..core.lazy import LazySequence
 from .thumbnails import SIDE
@@ -63,6 +64,7 @@ def _best_correlations(
     return best
 
 
+@threadpool_limits.wrap(limits=1)  # the products are too small for several threads
 def candidate_pairs(
     sampled: tuple,  # from `_sampled`
     mirrored: bool,  # whether the first video of a pair is mirrored
