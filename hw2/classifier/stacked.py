@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from .mlp import HISTORY, MLP, initial_mlp, training_tensors
+from .mlp import BLOCK, HISTORY, MLP, initial_mlp, training_tensors
 from ..core.devices import one_thread, pick_device
 
 # %% ../../nbs/5_classifier/51_stacked.ipynb #4abc60f6
@@ -79,6 +79,7 @@ class Training:
     model: nn.Sequential  # the best weights so far, in evaluation mode
     generator: torch.Generator  # of the batches' order and the dropout
     X: torch.Tensor  # (n, dim)
+    rows: torch.Tensor  # (m,) which of them are trained on
     X_val: torch.Tensor | None  # (m, dim); None: no early stopping
     history: list[tuple] = field(default_factory=list)  # rows of `HISTORY`
     best: int = 0  # epoch
@@ -89,17 +90,18 @@ def begin(
     mlp: MLP,  # with `classes_`
     X: torch.Tensor,  # (n, dim)
     X_val: torch.Tensor | None,  # (m, dim)
+    rows: torch.Tensor | None = None,  # positions of those to train on; None: all
 ) -> Training:
     "A training with the initial weights of `MLP.fit`."
     model, seed = initial_mlp(mlp, X.shape[1])
-    return Training(mlp, model.eval(), torch.Generator(mlp.device).manual_seed(seed), X, X_val)
+    return Training(mlp, model.eval(), torch.Generator(mlp.device).manual_seed(seed), X, torch.arange(len(X), device=X.device) if rows is None else rows, X_val)
 
 # %% ../../nbs/5_classifier/51_stacked.ipynb #d6e23c70
 def train_epoch(
     trainings: list[Training],
     stack: Stack,  # their networks
     optimizer: torch.optim.Optimizer,  # of the stack's rows
-    y: torch.Tensor,  # (n,)
+    y: torch.Tensor,  # (m,)
 ) -> tuple[np.ndarray, np.ndarray]:  # (s,) each
     "One pass, each seed in a random order of its own; mean loss and top-1 over its batches."
     mlp, generators = trainings[0].mlp, [t.generator for t in trainings]
@@ -107,7 +109,7 @@ def train_epoch(
     loss_sum, correct, seen = np.zeros(len(trainings)), np.zeros(len(trainings)), 0
     for batch in order.split(mlp.batch_size, 1):  # (s, b)
         if (b := batch.shape[1]) == 1: continue
-        x = torch.stack([t.X[positions] for t, positions in zip(trainings, batch)])  # (s, b, dim)
+        x = torch.stack([t.X[t.rows[positions]] for t, positions in zip(trainings, batch)])  # (s, b, dim)
         logits = stacked_logits(stack.state(), x, dropout_masks(generators, mlp.hidden, b, mlp.dropout))
         loss = F.cross_entropy(logits, y[batch], reduction="none").mean(1)  # (s,)
         optimizer.zero_grad(set_to_none=True)
@@ -128,7 +130,7 @@ def update_early_stopping(
     "Add a row to the history, and save the weights unless validation top-1 was as high before."
     loss = top1 = None
     if training.X_val is not None:
-        logits = functional_call(training.model, state, (training.X_val,))
+        logits = torch.cat([functional_call(training.model, state, (x,)) for x in training.X_val.split(BLOCK)])
         loss, top1 = F.cross_entropy(logits, y_val).item(), (logits.argmax(1) == y_val).float().mean().item()
     training.history.append((*row, loss, top1))
     if top1 is None or top1 > training.best_top1:
@@ -170,10 +172,11 @@ def in_threads(
 def fit_together(
     mlps: Sequence[MLP],  # (s,), equal but for `random_state`
     X: np.ndarray,  # (n, dim) float32 training vectors; (s, n, dim) where every seed has its own
-    y: np.ndarray,  # (n,) labels
+    y: np.ndarray,  # (n,) labels, of those in `rows`
     X_val: np.ndarray | None = None,  # (m, dim) or (s, m, dim); looked at after every epoch, when there is patience
     y_val: np.ndarray | None = None,  # (m,)
     classes: Sequence | None = None,  # all labels; None: those in y
+    rows: np.ndarray | None = None,  # (n,) positions of the training vectors in X, which is not copied; None: all
 ) -> Sequence[MLP]:  # the same, fitted
     "`MLP.fit` for several seeds at once; raises `ValueError` where it does, and for MLPs that differ in more than `random_state`."
     settings = [mlp.get_params() | {"random_state": None} for mlp in mlps]
@@ -181,7 +184,7 @@ def fit_together(
     classes, (X, y, X_val, y_val) = training_tensors(mlps[0], X, y, X_val, y_val, classes)
     for mlp in mlps: mlp.classes_ = classes
     each = lambda a: [None] * len(mlps) if a is None else a.expand(len(mlps), -1, -1)
-    trainings = [begin(*of_one) for of_one in zip(mlps, each(X), each(X_val))]
+    trainings = [begin(*of_one) for of_one in zip(mlps, each(X), each(X_val), [rows if rows is None else torch.as_tensor(rows, device=X.device)] * len(mlps))]
     in_threads(trainings, lambda stack: train_stack(stack, y, y_val))
     for mlp, t in zip(mlps, trainings): mlp.model_, mlp.history_, mlp.best_epoch_ = t.model, pd.DataFrame(t.history, columns=HISTORY), t.best
     return mlps

@@ -6,19 +6,21 @@
 __all__ = ['Result', 'train_feature', 'add_zero_shot']
 
 # %% ../../nbs/5_classifier/55_train.ipynb #7129b018
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
-from .fold import check_finite, combine_folds, fit_fold
+from .fold import CombinedFolds, all_finite, check_finite, fit_fold
 from .mlp import HISTORY
 from .zero_shot import zero_shot
+from ..core.lazy import LazySequence, blocks
 from ..core.params import untrained
 from ..core.progress import progress
 from ..data.split import cv_splits
-from ..evaluation.predictions import feature_metrics, predictions_table, seed_top1s, top1_by_split
+from ..evaluation.predictions import feature_metrics, predictions_table, top1_by_split
 from ..extraction.store import Units
 from ..features.backbone import Backbone
 
@@ -26,52 +28,80 @@ from ..features.backbone import Backbone
 @dataclass
 class Result:
     "What training one feature leaves in the run's folder."
-    predictions: pd.DataFrame  # id, split, fold, label, pred, p_0 .. p_{k-1}: validation and test rows, by the first seed
-    every_seed: pd.DataFrame  # the same of all seeds, one below the other, and a column seed
+    manifest: pd.DataFrame  # the usable videos
+    X: np.ndarray  # (n, dim) float32, their vectors
+    rows: np.ndarray  # (m,) which of them are validation and test videos
+    p: np.ndarray  # (seeds, m, classes) float32, their probabilities
+    seeds: list[int]
     history: pd.DataFrame  # seed, fold and the columns `HISTORY`
     state: dict[str, torch.Tensor]  # "<fold>.pool.*" and "<fold>.mlp.*" of the first seed
     metrics: dict  # the feature's entry in metrics.json
-    manifest: pd.DataFrame  # the usable videos
-    X: np.ndarray  # (n, dim) float32, their vectors
     fit_seconds: float  # the MLPs' trainings, all seeds together
+
+    @property
+    def predictions(self) -> pd.DataFrame:  # id, split, fold, label, pred, p_0 .. p_{k-1}
+        "The first seed's."
+        return predictions_table(self.manifest.iloc[self.rows].reset_index(drop=True), self.p[0])
+
+    def every_seed(self) -> Iterator[pd.DataFrame]:  # the same, and a column seed
+        "Each seed's predictions, one table after the other."
+        rows = self.manifest.iloc[self.rows].reset_index(drop=True)
+        for seed, p in zip(self.seeds, self.p): yield predictions_table(rows, p).assign(seed=seed)
 
 # %% ../../nbs/5_classifier/55_train.ipynb #daa24f69
 def train_feature(
     feature: str,
-    units: list[Units],  # one for each row of the manifest
+    units: Sequence[Units],  # one for each row of the manifest
     manifest: pd.DataFrame,  # split
     classes: list[str],  # names
     params: dict,  # all parameters of the run
 ) -> Result:
     "Train on every split with every seed; raises `DataError` where a class has no usable training video, `FeatureError` for NaN and infinity."
-    usable = np.array([u.units is not None for u in units])
+    finite = np.array([None if u.units is None else all_finite(u.units) for u in units])
+    usable, seeds = finite != None, params["classifier"]["seeds"]  # noqa: E711
     skipped = {s: int(((manifest["split"] == s) & ~usable).sum()) for s in ("train", "val", "test")}
-    manifest, arrays = manifest[usable].reset_index(drop=True), [u.units for u in units if u.units is not None]
-    check_finite(feature, arrays, manifest)
-    splits = cv_splits(manifest, classes)
-    fitted = [fit_fold(feature, arrays, manifest, classes, split, params) for split in progress(splits, f"training {feature}", unit="split")]
-    by_seed = dict(zip(params["classifier"]["seeds"], zip(*fitted)))  # the folds of each
-    first = by_seed[params["classifier"]["seeds"][0]]
-    p, X, baseline = combine_folds(first)
-    every = pd.concat([predictions_table(manifest, combine_folds(folds)[0]).assign(seed=s) for s, folds in by_seed.items()], ignore_index=True)
-    history = pd.concat([f.history for folds in by_seed.values() for f in folds], ignore_index=True)
-    history = history[["seed", "fold", *HISTORY]].astype({"fold": "Int64"})
-    metrics = feature_metrics(manifest, p, classes) | {
-        "epochs": round(float(np.mean([len(f.history) for f in first]))), "dim": X.shape[1],
+    manifest, videos = manifest[usable].reset_index(drop=True), LazySequence(lambda i: units[i].units, np.flatnonzero(usable).tolist())
+    check_finite(feature, finite[usable], manifest)
+    splits, rows = cv_splits(manifest, classes), np.flatnonzero(manifest["split"] != "train")
+    found = CombinedFolds(rows, splits, len(seeds), len(classes))
+    for split in progress(splits, f"training {feature}", unit="split"): found.add(fit_fold(feature, videos, manifest, classes, split, params))
+    return _result(feature, found, skipped, manifest, classes, params)
+
+
+def _result(
+    feature: str,
+    found: CombinedFolds,  # all folds added
+    skipped: dict[str, int],  # videos without this feature, by split
+    manifest: pd.DataFrame,  # the usable videos
+    classes: list[str],  # names
+    params: dict,  # all parameters of the run
+) -> Result:
+    "The folds as they are kept."
+    seeds, predicted = params["classifier"]["seeds"], manifest.iloc[found.rows].reset_index(drop=True)
+    history = pd.concat([f.mlps[i].history_.assign(seed=s, fold=None if f.name == "all" else int(f.name)) for i, s in enumerate(seeds) for f in found.folds],
+                        ignore_index=True)[["seed", "fold", *HISTORY]].astype({"fold": "Int64"})
+    sample = found.folds[0].sample
+    metrics = feature_metrics(predicted, found.p[0], classes) | {
+        "epochs": round(float(np.mean([len(f.mlps[0].history_) for f in found.folds]))), "dim": found.X.shape[1],
         "untrained": untrained(params, feature), "skipped": skipped,
-        "logistic_regression": top1_by_split(manifest, baseline),
-        "seeds": seed_top1s(every)}
-    state = {f"{f.name}.{k}": v for f in first for k, v in f.state.items()}
-    return Result(predictions_table(manifest, p), every, history, state, metrics, manifest, X, round(sum(f.seconds for f in first), 2))
+        "logistic_regression": top1_by_split(predicted, found.baseline()) | ({"fitted": sample} if sample else {}),
+        "seeds": [{"seed": s} | top1_by_split(predicted, p.argmax(1)) for s, p in zip(seeds, found.p)]}
+    state = {f"{f.name}.{k}": v for f in found.folds for k, v in f.state().items()}
+    return Result(manifest, found.X, found.rows, found.p, seeds, history, state, metrics, round(sum(f.seconds for f in found.folds), 2))
 
 # %% ../../nbs/5_classifier/55_train.ipynb #2d60812d
 def add_zero_shot(
     result: Result,
     backbone: Backbone,  # the feature's network
-    units: list[Units],  # one for each row of the manifest
+    units: Sequence[Units],  # one for each row of the manifest
     classes: list[str],  # names
 ) -> Result:  # the same; where there is such a head its metrics have `zero_shot`: val_top1, test_top1, classes that the head has
     "Add what the network's own head predicts."
-    p = zero_shot(backbone, [u.units for u in units if u.units is not None], classes)
-    if p is not None: result.metrics["zero_shot"] = top1_by_split(result.manifest, p.argmax(1)) | {"classes": int(p.any(0).sum())}
+    labels, known = [], 0
+    for some in blocks(units, 4_096):
+        p = zero_shot(backbone, [u.units for u in some if u.units is not None], classes) if any(u.units is not None for u in some) else np.zeros((0, 1))
+        if p is None: return result
+        labels.append(p.argmax(1))
+        known = max(known, int(p.any(0).sum()))
+    result.metrics["zero_shot"] = top1_by_split(result.manifest, np.concatenate(labels)) | {"classes": known}
     return result

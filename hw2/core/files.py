@@ -17,6 +17,7 @@ import platform
 import re
 import uuid
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,9 +100,10 @@ def write_csv(
     float_format: str | None = None,  # None writes the shortest text that reads back to the same float
 ) -> Path:  # the file
     "Write a table without its index, atomically; if any text contains a carriage return, which readers take for a line end, all texts are quoted."
-    texts = [*df.columns, *(v for _, column in df.select_dtypes(exclude="number").items() for v in column)]
+    texts = chain(df.columns, (v for name in df.select_dtypes(exclude="number") for v in df[name]))
     quoting = csv.QUOTE_NONNUMERIC if any("\r" in str(v) for v in texts) else csv.QUOTE_MINIMAL
-    return write_text(path, df.to_csv(index=False, float_format=float_format, lineterminator="\n", quoting=quoting))
+    with atomic_write(path) as tmp: df.to_csv(tmp, index=False, float_format=float_format, lineterminator="\n", quoting=quoting)  # in blocks of rows
+    return Path(path)
 
 # %% ../../nbs/0_core/00_files.ipynb #2be9c369
 def file_hash(

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -136,8 +137,9 @@ def from_folders(
     clips = {p: (s, f.name) for f, s in folders.items() for p in list_folder(f)}
     clips |= {p: (s, None) for split_dir, s in split_dirs.items() if s == "test" for p in list_folder(split_dir) if not p.is_dir()}
     classes = sorted({f.name for f in folders})
+    number = {name: k for k, name in enumerate(classes)}
     named = {p: p.relative_to(root).as_posix() for p in sorted(clips) if utf8_name(p.name) == p.name}
-    rows = [dict(id=name, path=name, label=classes.index(clips[p][1]) if clips[p][1] else None, split=clips[p][0], group=_group(p.name, group))
+    rows = [dict(id=name, path=name, label=number.get(clips[p][1]), split=clips[p][0], group=_group(p.name, group))
             for p, name in named.items()]
     unlisted = {*list_folder(root), *(p for split_dir in split_dirs for p in list_folder(split_dir)), *clips} - {*split_dirs, *folders, *named}
     return Dataset(root, _manifest(rows), classes, sorted(utf8_name(p.relative_to(root).as_posix()) for p in unlisted))
@@ -176,10 +178,11 @@ def from_csv(
     if len(unlabelled): raise DataError(f"{path}, line {unlabelled[0]}: split {df['split'][unlabelled[0]]!r} but no label")
     numbers = df["label"][df["label"] != ""].str.fullmatch(r"\d{1,18}").all()
     classes = sorted(set(df["label"]) - {""}, key=lambda y: (int(y), y) if numbers else y)  # 1, 01 and 001 are sorted too
+    number = {name: k for k, name in enumerate(classes)}
     split = df["split"] if "split" in df else [None if y else "test" for y in df["label"]]
     group = df["group"] if "group" in df else [""] * len(df)
     inner = relative_paths(df["path"], path)
-    rows = [dict(id=p, path=p, label=classes.index(y) if y else None, split=s, group=g) for p, y, s, g in zip(inner, df["label"], split, group)]
+    rows = [dict(id=p, path=p, label=number.get(y), split=s, group=g) for p, y, s, g in zip(inner, df["label"], split, group)]
     return Dataset(path.parent, _manifest(rows), classes)
 
 # %% ../../nbs/1_data/15_dataset.ipynb #d8c6e5ef
@@ -208,7 +211,8 @@ def hash_contents(
     "The manifest with every video's content hash."
     paths = [dataset.root/p for p in dataset.manifest["path"]]
     with ThreadPoolExecutor(workers) as pool:
-        return dataset.manifest.assign(content=list(progress(pool.map(content_hash, paths), "hashing", total=len(paths), unit="video")))
+        found = chain.from_iterable(pool.map(content_hash, paths[i:i + 4_096]) for i in range(0, len(paths), 4_096))  # not all in the queue at once
+        return dataset.manifest.assign(content=list(progress(found, "hashing", total=len(paths), unit="video")))
 
 # %% ../../nbs/1_data/15_dataset.ipynb #f848a2a4
 def similar_paths(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
+from ..core.lazy import LazySequence
 from .thumbnails import SIDE
 
 # %% ../../nbs/1_data/18_near_duplicates.ipynb #b29912f9
@@ -38,28 +40,49 @@ MIN_CORRELATION = .6  # of two thumbnails, for a pair to be aligned
 def _evenly_spaced(n: int, k: int) -> np.ndarray: return np.linspace(0, n - 1, k).round().astype(int)
 
 
-def candidate_pairs(
+def _sampled(
     videos: Sequence[np.ndarray],  # (n_i, SIDE * SIDE) uint8 consecutive thumbnails
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # (n, QUERIES, 8, 8) float32, (n, TARGETS, 8, 8) float32, and which thumbnails they are
+    "What is compared of every video, in one pass over them."
+    at = lambda n, k: _evenly_spaced(n, k + 2 * (k == QUERIES))[k == QUERIES:][:k]
+    found = [[x for k in (QUERIES, TARGETS) for p in [at(len(v), k)] for x in (downsample(v[p]), p)] for v in videos]
+    Q, queries, D, targets = map(np.stack, zip(*found))
+    return Q, D, queries, targets
+
+
+def _best_correlations(
+    Q: np.ndarray,  # (r, QUERIES, 64) float32, standardised
+    D: np.ndarray,  # (TARGETS, n, 64) float32, standardised
+    width: int = 4_096,  # videos at a time, so that their correlations stay in the processor's cache
+) -> np.ndarray:  # (r, n) float32
+    "The largest correlation of a query of each of r videos with a target of each of n."
+    best = np.full((len(Q), D.shape[1]), -1, np.float32)
+    for i in range(0, D.shape[1], width):
+        here = best[:, i:i + width]
+        for q in Q.swapaxes(0, 1):
+            for d in D[:, i:i + width]: np.maximum(here, q @ d.T, out=here)
+    return best
+
+
+@threadpool_limits.wrap(limits=1)  # the products are too small for several threads
+def candidate_pairs(
+    sampled: tuple,  # from `_sampled`
     mirrored: bool,  # whether the first video of a pair is mirrored
     max_neighbours: int,  # for each video
-    block_size: int = 256,  # videos compared at a time
+    asked: np.ndarray | None = None,  # rising positions of the videos to compare with all; None: each
 ) -> np.ndarray:  # (m, 4) int64: two videos i and j, and the thumbnails of i and of j that correlate best
     "The pairs of videos that may be near-duplicates, each once."
-    queries, targets = ([_evenly_spaced(len(v), k + 2 * (k == QUERIES))[k == QUERIES:][:k] for v in videos] for k in (QUERIES, TARGETS))
-    stack = lambda at: np.concatenate([downsample(v[p]) for v, p in zip(videos, at)])
-    flip = -1 if mirrored else 1
-    Q, D = (standardise(x.reshape(len(x), -1)) for x in (stack(queries)[:, :, ::flip], stack(targets)))
-    found, n = [np.zeros((0, 5))], len(videos)
-    for start in range(0, n, block_size):
-        rows = np.arange(start, min(n, start + block_size))
-        similarity = (Q[start * QUERIES:(rows[-1] + 1) * QUERIES] @ D.T).reshape(len(rows), QUERIES, n, TARGETS).transpose(0, 2, 1, 3).reshape(len(rows), n, -1)
-        best = similarity.max(2)
-        best[np.arange(len(rows)), rows] = -1
-        neighbours = np.argpartition(-best, min(max_neighbours, n - 1) - 1, axis=1)[:, :min(max_neighbours, n - 1)]
-        r, c = np.nonzero(np.take_along_axis(best, neighbours, 1) >= MIN_CORRELATION)
-        j = neighbours[r, c]
-        best_pair = similarity[r, j].argmax(1)
-        found.append(np.stack([rows[r], j, np.stack(queries)[rows[r], best_pair // TARGETS], np.stack(targets)[j, best_pair % TARGETS], best[r, j]], 1))
+    Q, D, queries, targets = sampled
+    asked, flat = np.arange(len(Q)) if asked is None else asked, lambda x: standardise(x.reshape(*x.shape[:2], -1))
+    Q, D, found = flat(Q[..., ::-1] if mirrored else Q), flat(D), [np.zeros((0, 5))]
+    by_target = np.ascontiguousarray(D.swapaxes(0, 1))
+    for rows in np.split(asked, range(64, len(asked), 64)) if len(asked) else ():
+        for i, best in zip(rows, _best_correlations(Q[rows], by_target)):
+            best[i] = -1
+            j = np.flatnonzero(best >= MIN_CORRELATION)
+            if len(j) > max_neighbours: j = j[np.argpartition(-best[j], max_neighbours - 1)[:max_neighbours]]
+            pair = np.einsum("qd,jtd->jqt", Q[i], D[j]).reshape(len(j), QUERIES * TARGETS).argmax(1)
+            found.append(np.stack([np.full(len(j), i), j, queries[i, pair // TARGETS], targets[j, pair % TARGETS], best[j]], 1))
     found = np.concatenate(found)
     found = found[np.argsort(-found[:, 4], kind="stable")]
     return found[np.unique(np.sort(found[:, :2], 1), axis=0, return_index=True)[1], :4].astype(int)
@@ -217,12 +240,13 @@ COPY_COLUMNS = ["a", "b", "mirrored", "later"]
 def near_duplicates(
     videos: Sequence[np.ndarray],  # (n_i, SIDE * SIDE) uint8 consecutive thumbnails
     times: Sequence[np.ndarray],  # (n_i,) float64 seconds at which they are shown
+    asked: np.ndarray | None = None,  # rising positions of the videos whose copies are looked for; None: each
 ) -> pd.DataFrame:  # columns COPY_COLUMNS: two positions a < b; whether one is mirrored; seconds by which b starts later than a
-    "All pairs of videos that are probably copies."
-    pairs, thumbnails = {}, [v.reshape(-1, SIDE, SIDE).astype(np.float32) for v in videos]
-    max_neighbours = max(8, 20_000 // max(len(videos), 1))
-    for mirrored in (False, True) if len(videos) > 1 else ():
-        for i, j, alignment, correlation in _aligned_pairs(thumbnails, candidate_pairs(videos, mirrored, max_neighbours), mirrored):
+    "All pairs of videos that are probably copies, or those with a video that is asked for; `videos` may be a `LazySequence`."
+    pairs, thumbnails = {}, LazySequence(lambda i: videos[i].reshape(-1, SIDE, SIDE).astype(np.float32), range(len(videos)))
+    max_neighbours, sampled = max(8, 20_000 // max(len(videos), 1)), _sampled(videos) if len(videos) > 1 else None
+    for mirrored in (False, True) if sampled else ():
+        for i, j, alignment, correlation in _aligned_pairs(thumbnails, candidate_pairs(sampled, mirrored, max_neighbours, asked), mirrored):
             if correlation > pairs.get((min(i, j), max(i, j)), (0,))[0]: pairs[min(i, j), max(i, j)] = correlation, i, j, mirrored, alignment
     flip = lambda x, mirrored: x[:, :, ::-1] if mirrored else x
     matches = {pair: compare(flip(thumbnails[i], mirrored), thumbnails[j], alignment) for pair, (_, i, j, mirrored, alignment) in pairs.items()}

@@ -91,15 +91,16 @@ def top_k_accuracy(
     k: int,  # 1..classes
 ) -> float:  # 0..1
     "The share of videos whose true class is among the k most probable; of equal probabilities the lower index comes first, as in `argmax`."
-    probs = np.asarray(probs, float)
+    probs = np.asarray(probs)
     n, classes = probs.shape
     y = _check_classes(y, classes, "label")
     if len(y) != n or n == 0: raise ValueError(f"{len(y)} labels for {n} rows of probabilities; one label per row is needed, and at least one row")
     if not 1 <= k <= classes: raise ValueError(f"top-{k} of {classes} classes")
     bad = np.flatnonzero(np.isnan(probs).any(1))
     if len(bad): raise ValueError(f"row {bad[0]} of the probabilities holds nan")
-    best = np.argsort(-probs, axis=1, kind="stable")[:, :k]  # (n, k)
-    return float((best == y[:, None]).any(1).mean())
+    blocks = (slice(i, i + 4_096) for i in range(0, n, 4_096))
+    found = [(np.argsort(-probs[b].astype(float), axis=1, kind="stable")[:, :k] == y[b, None]).any(1) for b in blocks]  # (b,) each
+    return float(np.concatenate(found).mean())
 
 # %% ../../nbs/4_evaluation/40_metrics.ipynb #c3d29085
 def hardest_and_easiest(

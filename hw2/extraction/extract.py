@@ -7,7 +7,7 @@ __all__ = ['THUMBNAILS', 'stores_of', 'missing_chunks', 'read_feature', 'extract
            'stop_at']
 
 # %% ../../nbs/3_extraction/37_extract.ipynb #ff590f90
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,7 @@ from ..data.dataset import Dataset, content_hash, similar_paths
 from ..data.probe import VideoError, probe
 from .compute import cluster_chunks, compute_device, local_chunks, retry_chunk
 from .decode import worker_pool
-from .store import Store, Units, chunks, read_units, transient_failures
+from .store import Store, Units, chunks, read_units, stored_outcomes, transient_failures
 from .vectors import vector_units
 from .workers import is_transient
 from ..features.base import Extractor
@@ -52,7 +52,7 @@ def read_feature(
     feature: str,
     params: Mapping,  # all parameters
     manifest: pd.DataFrame,
-) -> list[Units]:  # one a row of the manifest
+) -> Sequence[Units]:  # one a row of the manifest
     "A feature of every video: its units in the store, or its vectors in their file."
     entry = params["features"][feature]
     if entry["kind"] == "vectors": return vector_units(entry, manifest, videos_root(params))[0]
@@ -92,7 +92,8 @@ def left_out(
     skipped = dataset.manifest[:0][["id", "path"]].assign(cause="")
     if stores.keys() != THUMBNAILS.keys():  # more than vectors, which need no videos
         each = {store.folder: store for _, store in stores.values()}  # features with equal keys share one
-        skipped = unreadable(dataset, _errors(read_units(store, dataset.manifest) for store in each.values()))
+        seen = pd.concat([stored_outcomes(store, dataset.manifest, ("content", "error")) for store in each.values()])
+        skipped = unreadable(dataset, dict(seen[seen["error"] != ""].itertuples(index=False)))
     for f in (f for f, entry in params["features"].items() if entry["kind"] == "vectors"):
         units = read_feature(f, params, dataset.manifest)
         without = dataset.manifest[["id", "path"]].assign(cause=[u.error for u in units])

@@ -12,28 +12,34 @@ import numpy as np
 import pandas as pd
 from sklearn.preprocessing import StandardScaler
 
+from ..core.lazy import LazySequence, blocks
 from ..core.params import fused
 from .store import Units
 from ..features.base import Pooler
 from ..features.catalogue import feature_pooler
 
 # %% ../../nbs/3_extraction/34_fusion.ipynb #f6528da7
+SCALED = 8_192  # vectors whose mean and deviation are taken at once
+
+
 class EarlyFusion:
     "Several poolers as one `Pooler`; a video's units are a dictionary by feature."
     def __init__(self, poolers: Mapping[str, Pooler]): self.poolers = dict(poolers)  # by feature
 
-    def fit(self, videos: list[Mapping[str, np.ndarray]]) -> "EarlyFusion":
+    def fit(self, videos: Sequence[Mapping[str, np.ndarray]]) -> "EarlyFusion":
         "Learn what each pooler learns, and the scale, from training videos."
-        for f, p in self.poolers.items(): p.fit([v[f] for v in videos])
-        self.scaler_ = StandardScaler().fit(self._row(videos))
+        for f, p in self.poolers.items(): p.fit(LazySequence(lambda i, f=f: videos[i][f], range(len(videos))))
+        self.scaler_ = StandardScaler()
+        for i in range(0, len(videos), SCALED): self.scaler_.partial_fit(self._row(videos[i:i + SCALED]))
         return self
 
-    def transform(self, videos: list[Mapping[str, np.ndarray]]) -> np.ndarray:  # (len(videos), sum of the dims) float32
+    def transform(self, videos: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:  # (len(videos), sum of the dims) float32
         "One vector per video."
         return self.scaler_.transform(self._row(videos)).astype(np.float32)
 
-    def _row(self, videos: list[Mapping[str, np.ndarray]]) -> np.ndarray:
-        return np.hstack([p.transform([v[f] for v in videos]) for f, p in self.poolers.items()]).astype(np.float64)
+    def _row(self, videos: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        joined = [np.hstack([p.transform([v[f] for v in some]) for f, p in self.poolers.items()]) for some in blocks(videos)]
+        return np.concatenate(joined).astype(np.float64)
 
     def state(self) -> dict[str, np.ndarray]:
         "What was learned, by name."
@@ -60,12 +66,17 @@ def pooler_of(
 # %% ../../nbs/3_extraction/34_fusion.ipynb #33cc4353
 def join_units(
     units: Mapping[str, Sequence[Units]],  # by feature, of the same videos in the same order
-) -> list[Units]:  # whose `units` are dictionaries by feature
-    "Every video's units of all features."
-    rows = [dict(zip(units, video)) for video in zip(*units.values(), strict=True)]
-    error = lambda video: next((u.error for u in video.values() if u.units is None), "")
-    first = lambda video: next(iter(video.values())).content
-    return [Units(first(v), units=None if error(v) else {f: u.units for f, u in v.items()}, error=error(v)) for v in rows]
+) -> Sequence[Units]:  # whose `units` are dictionaries by feature, joined when they are asked for
+    "Every video's units of all features; raises `ValueError` for features of other numbers of videos."
+    n = {f: len(videos) for f, videos in units.items()}
+    if len(set(n.values())) > 1: raise ValueError(f"features of other numbers of videos: {n}")
+
+    def joined(i: int) -> Units:
+        video = {f: videos[i] for f, videos in units.items()}
+        error, content = next((u.error for u in video.values() if u.units is None), ""), next(iter(video.values())).content
+        return Units(content, units=None if error else {f: u.units for f, u in video.items()}, error=error)
+
+    return LazySequence(joined, range(min(n.values())))
 
 # %% ../../nbs/3_extraction/34_fusion.ipynb #0172db5b
 def average_probabilities(
@@ -75,7 +86,11 @@ def average_probabilities(
     key = ["seed", "id"]
     shared = predictions[0][key]
     for other in predictions[1:]: shared = shared.merge(other[key], on=key)
-    rows = [t.set_index(key).loc[pd.MultiIndex.from_frame(shared)] for t in predictions]
-    p = [c for c in rows[0] if c.startswith("p_")]
-    mean = np.mean([r[p].to_numpy() for r in rows], axis=0)  # (n, classes)
-    return rows[0].assign(pred=mean.argmax(1), **dict(zip(p, mean.T))).reset_index()[predictions[0].columns]
+    aligned = lambda table: table.set_index(key).loc[pd.MultiIndex.from_frame(shared)]
+    rows = aligned(predictions[0])
+    p = [c for c in rows if c.startswith("p_")]
+    mean = rows[p].to_numpy(copy=True)  # (n, classes)
+    for other in predictions[1:]: mean += aligned(other)[p].to_numpy()
+    mean /= len(predictions)
+    facts = rows.drop(columns=p).assign(pred=mean.argmax(1))
+    return pd.concat([facts, pd.DataFrame(mean, facts.index, p)], axis=1).reset_index()[predictions[0].columns]

@@ -6,8 +6,9 @@
 __all__ = ['CHUNK', 'Store', 'chunks', 'Units', 'read_chunk', 'read_units', 'transient_failures', 'stored_outcomes']
 
 # %% ../../nbs/3_extraction/31_store.ipynb #2d9f22b8
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.files import atomic_write, key_hash, write_json
+from ..core.lazy import LazySequence
 from .workers import is_transient
 
 # %% ../../nbs/3_extraction/31_store.ipynb #684ab263
@@ -94,12 +96,20 @@ def read_chunk(
 def read_units(
     store: Store,
     manifest: pd.DataFrame,
-) -> list[Units]:  # one a row of the manifest
-    "The units of every video; raises `FileNotFoundError` where a chunk has not been extracted."
-    left = [c for c in chunks(manifest) if not store.has(c["content"])]
+) -> Sequence[Units]:  # one a row of the manifest, read when it is asked for
+    "The units of every video, of which two chunks at most are in memory; raises `FileNotFoundError` where a chunk has not been extracted."
+    parts = chunks(manifest)
+    left = [c for c in parts if not store.has(c["content"])]
     if left: raise FileNotFoundError(f"{store.folder}: {sum(map(len, left))} videos are not extracted, the first one {left[0]['id'].iloc[0]}")
-    found = {v.content: v for c in chunks(manifest) for v in read_chunk(store.path(c["content"]))}
-    return [found.get(content, Units("", error="no such file, or it cannot be opened")) for content in manifest["content"]]
+    files, read = [store.path(c["content"]) for c in parts], lru_cache(2)(read_chunk)
+    place = {content: (file, row) for file, c in zip(files, parts) for row, content in enumerate(c["content"])}
+
+    def units(content: str) -> Units:
+        if content not in place: return Units("", error="no such file, or it cannot be opened")
+        file, row = place[content]
+        return read(file)[row]
+
+    return LazySequence(units, manifest["content"].tolist())
 
 # %% ../../nbs/3_extraction/31_store.ipynb #d2cca3fe
 def transient_failures(
@@ -116,8 +126,9 @@ def transient_failures(
 def stored_outcomes(
     store: Store,
     manifest: pd.DataFrame,
+    columns: Sequence[str] = ("content", "error", "counts"),  # of a chunk, but for its units
 ) -> pd.DataFrame:  # content, error, counts (of keypoints, a list; None for networks): a row for each video of the chunks that are there
     "What became of the videos, without their units."
     files = [store.path(c["content"]) for c in chunks(manifest)]
-    columns = ["content", "error", "counts"]
-    return pd.concat([pd.DataFrame(columns=columns), *(pq.read_table(f, columns=columns).to_pandas() for f in files if f.exists())], ignore_index=True)
+    found = [pq.read_table(f, columns=list(columns)).to_pandas() for f in files if f.exists()]
+    return pd.concat([pd.DataFrame(columns=list(columns)), *found], ignore_index=True)

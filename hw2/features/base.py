@@ -76,7 +76,7 @@ def reorder(
 @runtime_checkable
 class Pooler(Protocol):
     "What turns a video's units into one vector. A video is what its extractor made: (n, d) float32 or (n, keypoints, 128) uint8."
-    def fit(self, videos: Sequence) -> Self: "Learn from training videos."
+    def fit(self, videos: Sequence) -> Self: "Learn from training videos; `videos` may be a `LazySequence`, which is read anew in every pass."
 
     def transform(self, videos: Sequence) -> np.ndarray: "One vector a video: (len(videos), d) float32."
 

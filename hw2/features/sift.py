@@ -8,6 +8,7 @@ __all__ = ['LARGE', 'SMALLER', 'downscale', 'strongest_keypoints', 'SIFT', 'larg
 
 # %% ../../nbs/2_features/21_sift.ipynb #093fb426
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 try: import cv2
@@ -17,6 +18,7 @@ import av
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ..core.lazy import counted
 from ..data.probe import Video, VideoError, probe
 from ..data.video import frame_times
 from .base import pool_units
@@ -121,11 +123,23 @@ class Vocabulary:
         descriptors: np.ndarray,  # (n, 128)
     ) -> "Vocabulary":
         "Cluster a sample; raises `ValueError` where there are fewer descriptors than words."
+        return self.fit_sample(descriptors[self.draw(len(descriptors))])
+
+    def draw(self,
+        n: int,  # descriptors there are
+    ) -> np.ndarray:  # (m,) positions
+        "Which of them are the sample, in random order; raises `ValueError` where there are fewer than words."
+        if n < self.words: raise ValueError(f"{n} descriptors cannot make {self.words} words: more training videos, more keypoints or fewer words are needed")
+        order = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
+        np.random.default_rng(self.seed).shuffle(order)  # the order of `permutation(n)`, in half its memory
+        return order[:self.sample * self.words].copy()
+
+    def fit_sample(self,
+        descriptors: np.ndarray,  # (m, 128), drawn
+    ) -> "Vocabulary":
+        "Cluster these descriptors."
         from sklearn.cluster import KMeans, kmeans_plusplus  # here, for workers do without
-        n, k = len(descriptors), self.words
-        if n < k: raise ValueError(f"{n} descriptors cannot make {k} words: more training videos, more keypoints or fewer words are needed")
-        drawn = np.random.default_rng(self.seed).permutation(n)[:self.sample * k]
-        X = descriptors[drawn].astype(np.float32)
+        X, k = descriptors.astype(np.float32), self.words
         with threadpool_limits(1):
             starts, _ = kmeans_plusplus(X[:self.starts * k], k, random_state=self.seed)
             self.words_ = KMeans(k, init=starts, n_init=1, max_iter=self.max_iter).fit(X).cluster_centers_
@@ -151,6 +165,26 @@ def normalise(
     shares = histograms / np.maximum(histograms.sum(1, keepdims=True), 1e-9)
     return shares if how == "l1" else np.sqrt(shares)
 
+# %% ../../nbs/2_features/21_sift.ipynb #24b6c25f
+def real_descriptors(
+    video: np.ndarray,  # (n, keypoints, 128) uint8
+) -> int: return int(video.any(-1).sum())  # those that are not all zeros
+
+
+def take_descriptors(
+    videos: Sequence[np.ndarray],  # each (n, keypoints, 128) uint8
+    n: np.ndarray,  # how many real descriptors each has
+    positions: np.ndarray,  # (m,) among all of them
+) -> np.ndarray:  # (m, 128) uint8, in the order of the positions
+    "`np.concatenate([v[v.any(-1)] for v in videos])[positions]`, a video at a time."
+    order, ends = np.argsort(positions), np.cumsum(n)
+    found, bounds = np.empty((len(positions), 128), np.uint8), np.searchsorted(positions[order], ends)
+    for i, (a, b) in enumerate(pairwise([0, *bounds])):
+        if a == b: continue
+        video, at = videos[i], order[a:b]
+        found[at] = video[video.any(-1)][positions[at] - (ends[i] - n[i])]
+    return found
+
 # %% ../../nbs/2_features/21_sift.ipynb #88bd25a6
 class BagOfWords:
     "The vocabulary of some training videos and the histogram of any video; a `Pooler`."
@@ -163,14 +197,15 @@ class BagOfWords:
         self.words, self.pool, self.norm, self.seed = words, pool, norm, seed
 
     def fit(self,
-        videos: list[np.ndarray],  # training videos, each (n, keypoints, 128) uint8
+        videos: Sequence[np.ndarray],  # training videos, each (n, keypoints, 128) uint8
     ) -> "BagOfWords":
-        "Learn the words from all real descriptors of these videos."
-        self.vocabulary_ = Vocabulary(self.words, self.seed).fit(np.concatenate([v[v.any(-1)] for v in videos]))
+        "Learn the words from a sample of these videos' real descriptors."
+        vocabulary, n = Vocabulary(self.words, self.seed), counted(videos, real_descriptors)
+        self.vocabulary_ = vocabulary.fit_sample(take_descriptors(videos, n, vocabulary.draw(int(n.sum()))))
         return self
 
     def transform(self,
-        videos: list[np.ndarray],
+        videos: Sequence[np.ndarray],
     ) -> np.ndarray:  # (len(videos), words) float32
         "One histogram per video."
         with threadpool_limits(1): pooled = np.stack([pool_units(self.vocabulary_.transform(v), self.pool) for v in videos])

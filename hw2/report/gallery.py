@@ -116,7 +116,7 @@ def plot_words(
 
 # %% ../../nbs/6_report/64_gallery.ipynb #2f68eb99
 def plot_confused(
-    predictions: pd.DataFrame,  # id, label, pred, p_0 ..
+    predictions: pd.DataFrame,  # id, label, pred, p (the predicted class's probability)
     files: pd.DataFrame,  # index `id`; id, file; a video that is not there is passed over
     names: Sequence[str],
     pairs: Sequence[tuple[str, str]],  # true and predicted class, in the order in which they are shown

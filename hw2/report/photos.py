@@ -103,20 +103,19 @@ def confused_pairs(
 ) -> pd.DataFrame:  # true, predicted, count, share (of the true class's videos)
     "Every kind of mistake that was made, the most frequent first."
     C = check_matrix(matrix, names)
-    cells = [(i, j) for i, j in np.argwhere(C) if i != j]
-    found = [(names[i], names[j], int(C[i, j]), float(C[i, j] / C[i].sum())) for i, j in cells]
-    table = pd.DataFrame(found, columns=["true", "predicted", "count", "share"]).astype({"count": "int64", "share": "float64"})
+    names, (i, j) = np.array(list(names), object), np.nonzero(C - np.diag(np.diag(C)))
+    table = pd.DataFrame({"true": names[i], "predicted": names[j], "count": C[i, j], "share": C[i, j] / C.sum(1)[i]})
     return table.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
 
 
 def misclassified(
-    predictions: pd.DataFrame,  # id, label, pred, p_0 .. p_{k-1}
+    predictions: pd.DataFrame,  # id, label, pred, p (the predicted class's probability)
     true: int,  # class
     pred: int,  # class
-) -> pd.DataFrame:  # id, p (the predicted class's probability)
+) -> pd.DataFrame:  # id, p
     "The videos of the one class that were predicted as the other, the highest probability first."
     rows = predictions[(predictions["label"] == true) & (predictions["pred"] == pred)]
-    return rows[["id"]].assign(p=rows[f"p_{pred}"]).sort_values("p", ascending=False, kind="stable", ignore_index=True)
+    return rows[["id", "p"]].sort_values("p", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/6_report/63_photos.ipynb #d3c8ea57
 def plot_keypoints(

@@ -81,17 +81,20 @@ def plot_confusion(
     edges = dict(edgecolors="white", linewidth=1.) if k <= 40 else dict(rasterized=True)
     mesh = ax.pcolormesh(np.ma.masked_where(C == 0, share), cmap=SHARES, vmin=0, vmax=1, **edges)
     if k <= 40: _annotate(ax, C, share, size=13 if k < 6 else 9.5 if k <= 25 and C.max() < 1000 else 7)
-    ticks, size = np.arange(0, k, math.ceil(k / 55)), 10 if k <= 25 else 8 if k <= 40 else 6.5
+    step, size = math.ceil(k / (55 if k <= 60 else 24)), 10 if k <= 25 else 8 if k <= 40 else 6.5 if k <= 60 else 13  # of many classes few are named, legibly
+    ticks, some = np.arange(0, k, step), f", one in {step} named" * (step > 1)
     shown = [_short(names[i]) for i in ticks]
     ax.set_xticks(ticks + .5, shown, rotation=45 if k <= 25 else 90, ha="right" if k <= 25 else "center", rotation_mode="anchor" if k <= 25 else None,
                   size=size, parse_math=False)
     ax.set_yticks(ticks + .5, shown, size=size, parse_math=False)
-    ax.set(xlim=(0, k), ylim=(k, 0), aspect="equal", xlabel="predicted class", ylabel="true class", facecolor="#f2f3f5")
+    ax.set(xlim=(0, k), ylim=(k, 0), aspect="equal", facecolor="#f2f3f5")
+    for axis in (ax.xaxis, ax.yaxis): axis.set_label_text(f"{'predicted' if axis is ax.xaxis else 'true'} class{some}", size=10 if k <= 60 else 15)
     ax.tick_params(length=0)
     for s in ax.spines.values(): s.set_visible(False)
     bar = ax.figure.colorbar(mesh, ax=ax, fraction=.04, pad=.02, shrink=.6, label="share of the row")
     bar.outline.set_visible(False)
-    if title: ax.set_title(title, loc="left", size=11, parse_math=False)
+    if k > 60: bar.ax.tick_params(labelsize=12); bar.ax.yaxis.label.set_size(15)
+    if title: ax.set_title(title, loc="left", size=11 if k <= 60 else 16, parse_math=False)
     if mark: mark_cell(ax, *mark)
     return ax
 

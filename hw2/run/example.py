@@ -18,7 +18,7 @@ from ..core.files import write_csv
 from ..core.params import check_params, fused, untrained
 from ..data.dataset import COLUMNS, write_classes, write_manifest
 from ..data.split import split_manifest
-from ..evaluation.predictions import feature_metrics, predictions_table, top1_by_split
+from ..evaluation.predictions import feature_metrics, top1_by_split
 from .record import add_record, open_run
 from .results import save_late, save_result
 
@@ -52,9 +52,8 @@ def invented_run(
         p = np.eye(k, dtype=np.float32)[np.where(rng.random(len(y)) < share, y, rng.integers(k, size=len(y)))]
         facts = dict(epochs=3, dim=DIMS.get(f, 64), untrained=untrained(params, f), logistic_regression=top1_by_split(m, rng.integers(k, size=len(y))),
                      seeds=[{"seed": s} | top1_by_split(m, np.where(rng.random(len(y)) < share, y, 0)) for s in seeds])
-        table = predictions_table(m, p)
-        every = pd.concat([table.assign(seed=s) for s in seeds], ignore_index=True)
-        save_result(run, f, Result(table, every, history, {}, feature_metrics(m, p, names) | facts, m, np.zeros((len(m), DIMS.get(f, 64)), np.float32), 2.25))
+        X, rows = np.zeros((len(m), DIMS.get(f, 64)), np.float32), np.flatnonzero(m["split"] != "train")
+        save_result(run, f, Result(m, X, rows, np.stack([p[rows]] * len(seeds)), seeds, history, {}, feature_metrics(m, p, names) | facts, 2.25))
         add_record(run, stages={f"train_{f}": dict(seconds=3.4, peak_memory_gb=.8, fit_seconds=2.25)})
     if fused(params): save_late(run, names)
     return run

@@ -32,10 +32,8 @@ def all_predictions(
     outcomes, found = outcomes or run.features, []
     rows = run.manifest.set_index("id")[["path", "split", "fold", "label"]]
     for f in outcomes:
-        predictions = run.predictions(f).set_index("id")
-        p, label = predictions.filter(regex=r"^p_\d+$").to_numpy(float), predictions["label"].fillna(-1).to_numpy(int)
-        true = np.where(label < 0, np.nan, p[np.arange(len(p)), label])
-        found.append(pd.DataFrame({f"pred_{f}": predictions["pred"], f"p_{f}": p.max(1), f"true_{f}": true}))
+        answers = run.answers(f).set_index("id")
+        found.append(answers[["pred", "p", "p_true"]].set_axis([f"pred_{f}", f"p_{f}", f"true_{f}"], axis=1))
     return rows.join(pd.concat(found, axis=1), how="inner")
 
 
@@ -70,7 +68,8 @@ def neighbours(
     folds = run.params["folds"]
     if run.words_by_fold(feature): raise ValueError(f"with folds {feature} has other visual words in every fold, so there are no distances between them")
     X, _, rows = run.vectors(feature)
-    lost = [i for i in ids if i not in set(rows["id"])]
+    known = set(rows["id"])
+    lost = [i for i in ids if i not in known]
     if lost: raise ValueError(f"{lost[0]}: {feature} could not read this video")
     found = []
     for fold, asked in rows[rows["id"].isin(list(ids))].groupby("fold", dropna=False):
