@@ -51,7 +51,7 @@ class Inventor:
         labels: Sequence[int],
     ) -> dict[str, list[Units]]:  # sift, cnn, thumbnails
         "One chunk's units."
-        rng, of = np.random.default_rng([self.seed, number]), lambda t, units: Units(content, np.arange(t) + .5, units)
+        rng = np.random.default_rng([self.seed, number])
         made = {"sift": [], "cnn": [], "thumbnails": []}
         for content, y in zip(contents, labels):
             word = np.searchsorted(self.words[y], rng.random((self.frames, 32))).clip(0, 63)  # (frames, 32)
@@ -59,7 +59,7 @@ class Inventor:
             sift[rng.random((self.frames, 32)) < .05] = 0  # keypoints that were not found
             cnn = self.places[y] + rng.standard_normal((self.units, self.places.shape[1]), np.float32)
             pictures = rng.integers(0, 256, (8, 8, 1, 8, 1), np.uint8).repeat(SIDE // 8, 2).repeat(SIDE // 8, 4).reshape(8, -1)
-            for f, units in (("sift", sift), ("cnn", cnn), ("thumbnails", pictures)): made[f].append(of(len(units), units))
+            for f, units in (("sift", sift), ("cnn", cnn), ("thumbnails", pictures)): made[f].append(Units(content, np.arange(len(units)) + .5, units))
         return made
 
 # %% ../../nbs/benchmark/6_large_set.ipynb #7975a488
@@ -105,7 +105,8 @@ def run_stages(
 ) -> pd.DataFrame:  # index stage; seconds, peak_memory_gb; the last row is the report's page, with `mb`
     "Execute all notebooks of a run but the extraction, write the page, and read what they took."
     params, own = run_params(run), {"name": run.name, "runs": str(run.parent)}
-    todo = {f"train_{f}": ("train", {"feature": f}) for f in params["features"]} | ({"fuse": ("fuse", {})} if fused(params) else {}) | {"report": ("report", {})}
+    todo = {f"train_{f}": ("train", {"feature": f}) for f in params["features"]}
+    todo |= ({"fuse": ("fuse", {})} if fused(params) else {}) | {"report": ("report", {})}
     for copy, (notebook, its_own) in todo.items(): execute(EXPERIMENTS/f"{notebook}.ipynb", run/f"{copy}.ipynb", own | its_own)
     page = write_html(run/"report.ipynb", run/"report.html")
     stages = json.loads((run/"run.json").read_text(encoding="utf-8"))["stages"]
