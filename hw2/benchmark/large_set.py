@@ -105,8 +105,8 @@ def run_stages(
 ) -> pd.DataFrame:  # index stage; seconds, peak_memory_gb; the last row is the report's page, with `mb`
     "Execute all notebooks of a run but the extraction, write the page, and read what they took."
     params, own = run_params(run), {"name": run.name, "runs": str(run.parent)}
-    fusion = {"fuse": ("fuse", {})} if fused(params) else {}
-    todo = {f"train_{f}": ("train", {"feature": f}) for f in params["features"]} | fusion | {"report": ("report", {})}
+    todo = {f"train_{f}": ("train", {"feature": f}) for f in params["features"]}
+    todo |= ({"fuse": ("fuse", {})} if fused(params) else {}) | {"report": ("report", {})}
     for copy, (notebook, its_own) in todo.items(): execute(EXPERIMENTS/f"{notebook}.ipynb", run/f"{copy}.ipynb", own | its_own)
     page = write_html(run/"report.ipynb", run/"report.html")
     stages = json.loads((run/"run.json").read_text(encoding="utf-8"))["stages"]

@@ -73,7 +73,8 @@ def _copies(m: pd.DataFrame, seen: list[Units]) -> pd.DataFrame:
     if asked is None: seen = list(seen)  # few enough for memory
     each = lambda what: LazySequence(lambda i: getattr(seen[i], what), first)
     pairs = list(_same_bytes(m, rows.values()))
-    for a, b, mirrored, later in near_duplicates(each("units"), each("times"), asked).itertuples(index=False):
+    near = near_duplicates(each("units"), each("times"), asked)
+    for a, b, mirrored, later in near.itertuples(index=False):
         one, other = (rows[m["content"][first[v]]] for v in (a, b))
         ways = (one, other, describe_copy(mirrored, -later)), (other, one, describe_copy(mirrored, later))
         pairs += [(i, j, False, how) for these, those, how in ways for i in these for j in those if was_trained_on(m.loc[i], m.loc[j])]
@@ -90,10 +91,9 @@ def copied(
     except FileNotFoundError: return ""
     distinct = run.readable.drop_duplicates("content")
     some = compared(distinct)
-    part = ""
-    if some is not None and len(some) < (distinct["split"] != "train").sum():
-        part = (f" Near-duplicates were looked for of {len(some):,} held-out videos, drawn at random: comparing all would take too long. "
-                "Copies with the same bytes were looked for of all.")
+    every = some is None or len(some) == (distinct["split"] != "train").sum()
+    part = "" if every else (f" Near-duplicates were looked for of {len(some):,} held-out videos, drawn at random: "
+                             "comparing all would take too long. Copies with the same bytes were looked for of all.")
     if not len(found): return ("**No copies found across the split.** No held-out video is a copy or a near-duplicate of a training video (checked: "
                                f"re-encoding, scaling, mirroring, brightness, small crops, shifts of up to 1 s).{part}")
     same, near = int(found["bytes"].sum()), int((~found["bytes"]).sum())

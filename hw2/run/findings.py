@@ -46,7 +46,8 @@ def classes_shown(
 ) -> str:  # Markdown, nothing where the table has all classes
     "Which classes a long table of statistics shows, and where the others are."
     if len(run.classes) <= most: return ""
-    return f"The {most} classes with the lowest recall are shown, the lowest first; `figures/stats_{feature}.csv` has all {len(run.classes)}. "
+    return (f"The {most} classes with the lowest recall are shown, the lowest first; "
+            f"all {len(run.classes)} are folded away below, and in `figures/stats_{feature}.csv`. ")
 
 
 def _gone(
