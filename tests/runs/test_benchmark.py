@@ -12,7 +12,7 @@ from hw2.core.files import ROOT
 from hw2.features.engine import default_precision
 from hw2.run.cli import execute
 
-TINY = dict(n_clips=2, clip_seconds=2, repeats=1, slow_repeats=1, catalogue=False, large_clips=2, large_repeats=1, cnn="convnext_mini",
+TINY = dict(n_clips=2, clip_seconds=2, repeats=1, slow_repeats=1, catalogue=False, large_clips=2, large_repeats=1, large_set=0, cnn="convnext_mini",
             cnn3d="r2plus1d_mini", batches=1, product_side=256, workers=1, n_descriptors=1500, words=16, n_vectors=300, dim=64, epochs=1,
             engines=["eager", *filter(find_spec, ["openvino"]), "eager bfloat16", "clockwork"], seeds=2, seed_epochs=1, minute=2, hour=4)
 TILES = default_precision() == "bfloat16"  # AMX
