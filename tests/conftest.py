@@ -23,8 +23,8 @@ from hw2.run.cli import app
 
 TESTS = Path(__file__).parent
 DEMO = ROOT/"nbs/experiments/params/demo.yaml"
-FIRST = ["runs/test_experiments.py", "runs/test_tutorial.py", "runs/test_documented_commands.py", "unit/test_engines.py", "faults/test_bad_videos.py",
-         "browser/test_site.py"]  # the longest; one worker makes the tiny run, and the tutorial on the other needs none of it for longer than that takes
+FIRST = ["runs/test_experiments.py", "runs/test_tutorial.py", "runs/test_documented_commands.py", "unit/test_engines.py", "unit/test_libraries.py",
+         "unit/test_pretraining.py", "faults/test_bad_videos.py"]  # the longest; one worker makes the tiny run, the tutorial on the other needs none of it
 ALONE = {"test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bytes", "test_ctrl_c_ends_everything_within_two_seconds",
          "test_a_crash_a_hang_and_greed_cost_one_video_each", "test_what_was_given_up_is_tried_again_alone_and_leaves_no_trace",
          "test_a_part_that_another_run_completed_is_not_spoiled", "test_importing_takes_less_than_a_third_of_a_second"}  # they measure time or have limits
