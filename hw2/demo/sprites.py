@@ -203,7 +203,7 @@ def paste(
     matrix = np.array([[cos * scale_x, -sin * scale_y], [sin * scale_x, cos * scale_y]])
     shift = [x - x0, y - y0] - matrix @ [(w - 1) / 2, (h - 1) / 2]
     patch = cv2.warpAffine(sprite[level], np.column_stack([matrix * 2**level, shift]), (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
-    colour, alpha = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.cvtColor(patch[..., 3], cv2.COLOR_GRAY2RGB)  # of equal shape: NumPy is slow otherwise
+    colour, alpha = np.ascontiguousarray(patch[..., :3]), cv2.merge([cv2.extractChannel(patch, 3)] * 3)  # of equal shape: NumPy is slow otherwise
     roi = view[y0:y1, x0:x1]
     roi *= 1 - opacity * alpha
     roi += opacity * colour
