@@ -42,11 +42,14 @@ def _evenly_spaced(n: int, k: int) -> np.ndarray: return np.linspace(0, n - 1, k
 
 def _sampled(
     videos: Sequence[np.ndarray],  # (n_i, SIDE * SIDE) uint8 consecutive thumbnails
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # (n, QUERIES, 8, 8) float32, (n, TARGETS, 8, 8) float32, and which thumbnails they are
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # (n, QUERIES, 8, 8) and, standardised, (TARGETS, n, 64) float32; which thumbnails they are
     "What is compared of every video, in one pass over them."
-    at = lambda n, k: _evenly_spaced(n, k + 2 * (k == QUERIES))[k == QUERIES:][:k]
-    found = [[x for k in (QUERIES, TARGETS) for p in [at(len(v), k)] for x in (downsample(v[p]), p)] for v in videos]
-    Q, queries, D, targets = map(np.stack, zip(*found))
+    n, cells = len(videos), (SIDE // 2)**2
+    Q, D = np.empty((n, QUERIES, SIDE // 2, SIDE // 2), np.float32), np.empty((TARGETS, n, cells), np.float32)
+    queries, targets = np.empty((n, QUERIES), int), np.empty((n, TARGETS), int)
+    for i, v in enumerate(videos):
+        queries[i], targets[i] = _evenly_spaced(len(v), QUERIES + 2)[1:-1], _evenly_spaced(len(v), TARGETS)
+        Q[i], D[:, i] = downsample(v[queries[i]]), standardise(downsample(v[targets[i]]).reshape(TARGETS, cells))
     return Q, D, queries, targets
 
 
@@ -73,15 +76,14 @@ def candidate_pairs(
 ) -> np.ndarray:  # (m, 4) int64: two videos i and j, and the thumbnails of i and of j that correlate best
     "The pairs of videos that may be near-duplicates, each once."
     Q, D, queries, targets = sampled
-    asked, flat = np.arange(len(Q)) if asked is None else asked, lambda x: standardise(x.reshape(*x.shape[:2], -1))
-    Q, D, found = flat(Q[..., ::-1] if mirrored else Q), flat(D), [np.zeros((0, 5))]
-    by_target = np.ascontiguousarray(D.swapaxes(0, 1))
+    asked, found = np.arange(len(Q)) if asked is None else asked, [np.zeros((0, 5))]
     for rows in np.split(asked, range(64, len(asked), 64)) if len(asked) else ():
-        for i, best in zip(rows, _best_correlations(Q[rows], by_target)):
+        q = standardise((Q[rows][..., ::-1] if mirrored else Q[rows]).reshape(len(rows), QUERIES, -1))
+        for i, mine, best in zip(rows, q, _best_correlations(q, D)):
             best[i] = -1
             j = np.flatnonzero(best >= MIN_CORRELATION)
             if len(j) > max_neighbours: j = j[np.argpartition(-best[j], max_neighbours - 1)[:max_neighbours]]
-            pair = np.einsum("qd,jtd->jqt", Q[i], D[j]).reshape(len(j), QUERIES * TARGETS).argmax(1)
+            pair = np.einsum("qd,tjd->jqt", mine, D[:, j]).reshape(len(j), QUERIES * TARGETS).argmax(1)
             found.append(np.stack([np.full(len(j), i), j, queries[i, pair // TARGETS], targets[j, pair % TARGETS], best[j]], 1))
     found = np.concatenate(found)
     found = found[np.argsort(-found[:, 4], kind="stable")]
