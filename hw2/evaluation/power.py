@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ALPHA', 'POWER', 'mcnemar_power', 'detectable_difference', 'power_sentence']
 
-# %% ../../nbs/4_evaluation/48_power.ipynb #4bd9f9d0
+# %% ../../nbs/4_evaluation/48_power.ipynb #4d88ce29
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-# %% ../../nbs/4_evaluation/48_power.ipynb #f8be63d1
+# %% ../../nbs/4_evaluation/48_power.ipynb #87450451
 ALPHA, POWER = 0.05, 0.8
 
 
@@ -37,7 +37,7 @@ def mcnemar_power(
     found = np.where(most >= 0, binom.cdf(most, m, q) + binom.sf(m - most - 1, m, q), 0)  # either tail
     return float(binom.pmf(m, n, discordant) @ found)
 
-# %% ../../nbs/4_evaluation/48_power.ipynb #38be4b10
+# %% ../../nbs/4_evaluation/48_power.ipynb #9e658b62
 def detectable_difference(
     n: int,  # videos
     discordant: float | None = None,  # share of discordant videos; None: the best case, in which one feature has all of them
@@ -47,7 +47,7 @@ def detectable_difference(
     largest = 1. if discordant is None else discordant
     return float(brentq(short, 0, largest, xtol=1e-6)) if short(largest) >= 0 else None
 
-# %% ../../nbs/4_evaluation/48_power.ipynb #46d2b272
+# %% ../../nbs/4_evaluation/48_power.ipynb #42a60156
 def power_sentence(
     n: int,  # videos that both features classified
     discordant: Sequence[float] = (),  # the share of discordant videos of every pair of features that was compared
@@ -59,5 +59,5 @@ def power_sentence(
     text = f"With {videos} a difference in top-1 below {best:.3f} cannot be expected to be detected (at 80 % power, McNemar's exact test)"
     if not len(discordant): return text + "."
     usual = detectable_difference(n, float(np.median(discordant)))
-    share = f"as many videos on which only one of two features is correct as here (the median pair: {np.median(discordant):.2f} of the videos)"
-    return text + (f"; with {share} the smallest is {usual:.3f}." if usual else f"; with {share} none can.")
+    share = f"where only one of two features is correct for {np.median(discordant):.2f} of the videos (the median of the pairs here)"
+    return text + (f"; {share}, the smallest is {usual:.3f}." if usual else f"; {share}, none can.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kappa', 'shared_mistakes', 'fusion_room', 'paired_interval', 'class_differences', 'shared_sentence']
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #7cae70d8
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #f1966b46
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -16,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 from .metrics import wilson_interval
 from .significance import bootstrap_interval
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #1652b8c1
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #c7475260
 def kappa(
     a: Sequence,  # (n,) classes, or whether each is correct
     b: Sequence,  # (n,) the same of another result
@@ -27,7 +27,7 @@ def kappa(
     if len(np.union1d(a, b)) < 2: return 0.  # no video, or one value throughout
     return float(cohen_kappa_score(a, b, replace_undefined_by=0.))
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #f5e94a2a
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #d3d6d688
 def _correct(
     pred: Mapping[str, Sequence[int]],  # by feature: (n,) predicted classes
     y: Sequence[int],  # (n,) true classes
@@ -52,7 +52,7 @@ def shared_mistakes(
                      better, either / len(y) - better, kappa(pred[a], pred[b]), kappa(A, B)])
     return pd.DataFrame(rows, columns=["a", "b", "n", "both", "only_a", "only_b", "neither", "oracle", "low", "high", "better", "possible", "kappa", "kappa_correct"])
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #a14740a3
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #b9290abe
 def fusion_room(
     correct: Mapping[str, Sequence[bool]],  # by result: (n,) whether each video was correctly classified, features and fusions
     fusions: Sequence[str],  # names in `correct`
@@ -70,7 +70,7 @@ def fusion_room(
             rows.append([f, best, n, top1, either / n, *wilson_interval(either, n), either / n - top1, gain.mean(), *bootstrap_interval(gain)])
     return pd.DataFrame(rows, columns=["fusion", "against", "n", "best", "oracle", "low", "high", "possible", "gain", "gain_low", "gain_high"])
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #c4a193c3
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #f34719bb
 def paired_interval(
     both: int,  # videos that a and b classify correctly
     only_a: int,
@@ -87,7 +87,7 @@ def paired_interval(
     width = lambda s, t: max(s * s - 2 * phi * s * t + t * t, 0) ** .5
     return max(a - b - width(a - low_a, high_b - b), -1.), min(a - b + width(high_a - a, b - low_b), 1.)
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #a0777963
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #b07be300
 def class_differences(
     pred: Mapping[str, Sequence[int]],  # by feature: (n,) predicted classes of the same videos in the same order
     y: Sequence[int],  # (n,) true classes
@@ -106,7 +106,7 @@ def class_differences(
         rows += sorted(of_pair, key=lambda r: -abs(r[6]))[:most]
     return pd.DataFrame(rows, columns=["a", "b", "class", "n", "recall_a", "recall_b", "difference", "low", "high"])
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #32018f74
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #ea5b5917
 def shared_sentence(
     row: Mapping,  # a row of `shared_mistakes`
 ) -> str:
@@ -116,5 +116,5 @@ def shared_sentence(
     if row["both"] == n: return f"{a} and {b} both classify all {n} videos correctly; nothing can be gained by choosing between them."
     text = (f"Of {n} videos {a} and {b} both classify {row['both']} correctly, only {a} {row['only_a']}, only {b} {row['only_b']}, neither {row['neither']}. ")
     if row["possible"] < .5 / n: return text + "Choosing between them can gain nothing."
-    return text + (f"Whoever always chose the correct one would reach {row['oracle']:.3f} ({row['low']:.3f} to {row['high']:.3f}), "
+    return text + (f"Choosing the correct one every time would reach {row['oracle']:.3f} ({row['low']:.3f} to {row['high']:.3f}), "
                    f"{row['possible']:.3f} above the better of the two.")

@@ -5,61 +5,89 @@
 # %% auto #0
 __all__ = ['plot_cost']
 
-# %% ../../nbs/6_report/65b_cost_plot.ipynb #947184b9
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #ce9af366
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .plots import feature_styles
 
-# %% ../../nbs/6_report/65b_cost_plot.ipynb #dd6aa05b
-def place_names(
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #36cda7d3
+def name_places(
+    points: np.ndarray,  # (n, 2) of the dots
+    lengths: np.ndarray,  # (n,) of the names
+    size: np.ndarray,  # (2,) of the axes; all in points, 1/72 inch
+) -> list[tuple[float, float]]:  # left end and middle height of each name
+    "Free places near the dots, the nearest first."
+    boxes = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    free = lambda l, b, r, t: 0 <= l and r <= size[0] and 0 <= b and t <= size[1] and not any(l < R and L < r and b < T and B < t for L, B, R, T in boxes)
+    found = []
+    for (x, y), long in zip(points, lengths):
+        tries = [(x + 9 if right else x - 9 - long, y + dy) for step in range(30) for dy in {6 * step, -6 * step} for right in (True, False)]
+        left, at = next((t for t in tries if free(t[0], t[1] - 5.5, t[0] + long, t[1] + 5.5)), tries[0])
+        boxes.append((left, at - 5.5, left + long, at + 5.5))
+        found.append((left, at))
+    return found
+
+
+def write_names(
     ax: plt.Axes,  # with its final limits
     x: np.ndarray,  # (n,) data coordinates
     y: np.ndarray,  # (n,)
     names: list[str],
     colours: list[str],
 ) -> None:
-    "Write the names to the right of the points, or to the left near the right edge, without overlaps."
-    scale, (width, height) = 72 / ax.figure.dpi, ax.get_window_extent().size * 72 / ax.figure.dpi
-    points = (ax.transData.transform(np.stack([x, y], 1)) - ax.transAxes.transform((0, 0))) * scale  # (n, 2) in points
-    placed = []
-    for i in np.lexsort((points[:, 0], points[:, 1])):
-        long, (px, py) = 5.2 * len(names[i]), points[i]
-        side = -1 if px + 8 + long > width else 1
-        left, at = px + (8 if side > 0 else -8 - long), min(max(py + 8, 5), height - 5)
-        while any(left < l + w and l < left + long and abs(at - v) < 10.5 for l, w, v in placed): at += 2
-        placed.append((left, long, at))
-        ax.annotate(names[i], (x[i], y[i]), (8 * side, at - py), textcoords="offset points", ha="left" if side > 0 else "right", va="center", size=9,
-                    color=colours[i], parse_math=False, annotation_clip=False)
+    "Write the names beside the points, without overlaps."
+    ax.figure.draw_without_rendering()  # the layout is final only then
+    scale, size = 72 / ax.figure.dpi, ax.get_window_extent().size * 72 / ax.figure.dpi
+    points = (ax.transData.transform(np.stack([x, y], 1)) - ax.transAxes.transform((0, 0))) * scale
+    for name, xy, own, colour, (left, at) in zip(names, zip(x, y), points, colours, name_places(points, np.array([5.4 * len(n) for n in names]), size)):
+        lead = dict(arrowstyle="-", color=colour, lw=.6, shrinkA=0, shrinkB=4) if abs(at - own[1]) > 8 else None
+        ax.annotate(name, xy, (left - own[0], at - own[1]), textcoords="offset points", va="center", size=9, color=colour, parse_math=False,
+                    annotation_clip=False, arrowprops=lead, path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=4)
 
-# %% ../../nbs/6_report/65b_cost_plot.ipynb #2f4ba3bf
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #be9344be
+def cost_axis(
+    ax: plt.Axes,
+    gflop: np.ndarray,  # (n,) a video
+    networks: np.ndarray,  # (n,) bool; where False, `gflop` does not count
+) -> np.ndarray:  # (n,) places on the axis
+    "Limits and ticks of the axis of costs."
+    low, high = (gflop[networks].min(), gflop[networks].max()) if networks.any() else (1., 1.)
+    step = max(high / low, 30) ** .12  # half the width of the column
+    column, edge = low / step**2, low / step if (~networks).any() else low / step**.5
+    ticks = [t for e in range(-4, 7) for t in (10.**e, 2 * 10.**e, 5 * 10.**e) if t > edge]
+    ax.set(xscale="log", xlim=(edge, max(high, 6 * low) * step), xlabel="GFLOP a video (networks only)")
+    if (~networks).any():
+        ax.set_xlim(left=column / step)
+        ax.axvspan(column / step, edge, color="#f2f3f5", zorder=0)
+        ticks.append(column)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}" if v > edge else "no network"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    return np.where(networks, gflop, column)
+
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #c3c14fb3
 def plot_cost(
     table: pd.DataFrame,  # from `cost_table`: feature, network, gflop, top1, low, high, pareto
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "Top-1 with its interval against GFLOP a video; features that are no networks stand apart at the left."
     ax = plt.subplots(figsize=(7, 4.2), layout="constrained")[1] if ax is None else ax
-    networks = table["network"].to_numpy(bool)
-    gflop = table["gflop"].astype(float).fillna(1.).to_numpy()
-    low, high = (gflop[networks].min(), gflop[networks].max()) if networks.any() else (1., 1.)
-    apart = low / max(high / low, 10) ** .3  # the column at the left, on the log axis
-    x = np.where(networks, gflop, apart)
+    x = cost_axis(ax, table["gflop"].astype(float).fillna(1.).to_numpy(), table["network"].to_numpy(bool))
+    ax.set(ylim=(max(0, table["low"].min() - .05) if len(table) else 0, 1.03), ylabel="top-1")
     styles = feature_styles(table["feature"].tolist())
-    ax.set(xscale="log", xlim=(apart / (low / apart) ** .35, max(high, low * 2) * 1.6), ylim=(0, 1.05), xlabel="GFLOP a video (networks only)", ylabel="top-1")
-    for i, r in enumerate(table.to_dict("records")):
+    for place, r in zip(x, table.to_dict("records")):
         colour, mark = styles[r["feature"]]
-        ax.vlines(x[i], r["low"], r["high"], color=colour, lw=1.4, alpha=.6)
-        ax.plot(x[i], r["top1"], mark, ms=8, color=colour if r["network"] else "white", mec=colour, mew=1.6, zorder=3)
+        ax.vlines(place, r["low"], r["high"], color=colour, lw=1.4, alpha=.6)
+        ax.plot(place, r["top1"], mark, ms=8, color=colour if r["network"] else "white", mec=colour, mew=1.6, zorder=3)
     line = table[table["pareto"]].sort_values("gflop")
     if len(line):
         ends = np.append(line["gflop"].astype(float), ax.get_xlim()[1]), np.append(line["top1"], line["top1"].iloc[-1])
         ax.step(*ends, where="post", color="#9aa5ad", lw=1.2, zorder=1)
-    if (~networks).any():
-        ax.axvspan(ax.get_xlim()[0], np.sqrt(apart * low), color="#f2f3f5", zorder=0)
-        ax.text(apart, 1.02, "no network", size=8, color="#5d6972", ha="center", va="top", transform=ax.get_xaxis_transform())
+        ax.set_title("grey line: the best network for this cost or less", loc="left", size=9, color="#5d6972")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title("grey line: no network costs less and is at least as good" if len(line) else "", loc="left", size=9, color="#5d6972")
-    ax.figure.draw_without_rendering()
-    place_names(ax, x, table["top1"].to_numpy(), table["feature"].tolist(), [styles[f][0] for f in table["feature"]])
+    write_names(ax, x, table["top1"].to_numpy(float), table["feature"].tolist(), [styles[f][0] for f in table["feature"]])
     return ax

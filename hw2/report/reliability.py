@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_reliability']
 
-# %% ../../nbs/6_report/65a_reliability.ipynb #6aeb169e
+# %% ../../nbs/6_report/65a_reliability.ipynb #496a1b1d
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -13,7 +13,7 @@ import pandas as pd
 
 from .plots import feature_styles
 
-# %% ../../nbs/6_report/65a_reliability.ipynb #d239e045
+# %% ../../nbs/6_report/65a_reliability.ipynb #b1fef8c1
 def plot_reliability(
     tables: Mapping[str, pd.DataFrame],  # by feature, from `reliability`: n, confidence, correct, low, high
     ax: plt.Axes | None = None,
@@ -24,8 +24,8 @@ def plot_reliability(
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--", zorder=0)
     for (f, t), (colour, mark) in zip(tables.items(), feature_styles(list(tables)).values()):
         if len(tables) <= 4: ax.vlines(t["confidence"], t["low"], t["high"], color=colour, lw=1.2, alpha=.5)
-        ax.plot(t["confidence"], t["correct"], color=colour, lw=1.6)
-        ax.scatter(t["confidence"], t["correct"], 14 + 150 * t["n"] / t["n"].sum(), color=colour, marker=mark, edgecolor="white", lw=.8, zorder=3)
+        ax.plot(t["confidence"], t["correct"], color=colour, lw=1, alpha=.4)
+        ax.scatter(t["confidence"], t["correct"], 6 + 200 * t["n"] / t["n"].sum(), color=colour, marker=mark, edgecolor="white", lw=.8, zorder=3)
         ax.plot([], [], color=colour, marker=mark, ms=6, label=f)
     note = "dashed: calibrated; below it: overconfident" if tables else "no video has a label"
     ax.set(xlim=(0, 1.03), ylim=(-.03, 1.03), xlabel="probability of the predicted class", ylabel="share correctly classified")
