@@ -6,7 +6,7 @@
 __all__ = ['BINS', 'DRAWS', 'COLDEST', 'HOTTEST', 'labelled_probabilities', 'reliability', 'calibration_error',
            'calibration_table', 'confidence_sentence', 'apply_temperature', 'fit_temperature']
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #61d92378
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #8e147e62
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.special import softmax
 from .metrics import wilson_interval
 from .significance import SEED, bootstrap_interval
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #d5946327
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #9ee84af6
 def labelled_probabilities(
     predictions: pd.DataFrame,  # label, p_0 .. p_{k-1}; one row per video, of the splits that are wanted
 ) -> tuple[np.ndarray, np.ndarray]:  # p (n, k) float64 and y (n,) int64, of the n videos with a label
@@ -39,7 +39,7 @@ def _confidence(
     if len(bad): raise ValueError(f"row {bad[0]} of the probabilities does not sum to 1")
     return np.clip(p.max(1), 0, 1), p.argmax(1) == y
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #76de6134
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #697909bf
 BINS = 10
 
 
@@ -62,7 +62,7 @@ def reliability(
         rows.append([b / BINS, (b + 1) / BINS, len(d), d["confidence"].mean(), right / len(d), *wilson_interval(right, len(d))])
     return pd.DataFrame(rows, columns=["from", "to", "n", "confidence", "correct", "low", "high"])
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #527dde2b
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #a38e84ed
 DRAWS = 1_000
 
 
@@ -89,7 +89,7 @@ def _error_draws(
         ideal.append(_errors(np.broadcast_to(confidence, i.shape), rng.random(i.shape) < confidence))
     return np.concatenate(sampled), np.concatenate(ideal)
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #d3fcaaee
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #10fae572
 def calibration_error(
     p: np.ndarray,  # (n, k) probabilities, n at least 1
     y: np.ndarray,  # (n,) labels
@@ -103,7 +103,7 @@ def calibration_error(
     low = 0. if error <= chance else max(0., 2 * error - high)
     return float(error), float(low), float(max(high, error)), float(chance)
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #63331a9c
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #dd8b8797
 def calibration_table(
     results: Mapping[str, tuple[np.ndarray, np.ndarray]],  # by feature: p (n, k) and y (n,), from `labelled_probabilities`
 ) -> pd.DataFrame:  # feature, n, top1, confidence, gap (confidence - top1), gap_low, gap_high, ece, low, high, calibrated
@@ -116,7 +116,7 @@ def calibration_table(
                      *calibration_error(p, y)])
     return pd.DataFrame(rows, columns=["feature", "n", "top1", "confidence", "gap", "gap_low", "gap_high", "ece", "low", "high", "calibrated"])
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #f5b14304
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #befaa12d
 def confidence_sentence(
     feature: str,  # its display name
     p: np.ndarray,  # (n, k) probabilities
@@ -133,7 +133,7 @@ def confidence_sentence(
     return (f"When {feature} gives a class a probability of {level:g} or more, the prediction is correct in {right / n:.2f} of the cases "
             f"(n = {n} of {len(y)}, 95 % interval {low:.2f} to {high:.2f}).")
 
-# %% ../../nbs/4_evaluation/45_calibration.ipynb #c1bfb5f7
+# %% ../../nbs/4_evaluation/45_calibration.ipynb #ae121c54
 COLDEST, HOTTEST = 1 / 20, 20.
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counted', 'pareto', 'cost_table', 'cost_sentence']
 
-# %% ../../nbs/4_evaluation/49_cost.ipynb #a6f81821
+# %% ../../nbs/4_evaluation/49_cost.ipynb #afc16b20
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from .metrics import wilson_interval
 
-# %% ../../nbs/4_evaluation/49_cost.ipynb #7501e636
+# %% ../../nbs/4_evaluation/49_cost.ipynb #a4d6a492
 @dataclass
 class Counted:
     "What was counted of a feature."
@@ -23,7 +23,7 @@ class Counted:
     unit_bytes: int  # stored bytes of a unit
     dim: int  # length of a video's vector, 4 bytes each
 
-# %% ../../nbs/4_evaluation/49_cost.ipynb #bb22f017
+# %% ../../nbs/4_evaluation/49_cost.ipynb #8c0df43f
 def pareto(
     cost: Sequence[float],  # (n,)
     value: Sequence[float],  # (n,) such as top-1
@@ -34,7 +34,7 @@ def pareto(
     better = (cost[:, None] < cost) | (value[:, None] > value)
     return ~(no_worse & better).any(0)
 
-# %% ../../nbs/4_evaluation/49_cost.ipynb #67aa1949
+# %% ../../nbs/4_evaluation/49_cost.ipynb #57dc27ec
 def cost_table(
     counted: Mapping[str, Counted],  # by feature
     correct: Mapping[str, Sequence[bool]],  # by feature: (n,) whether each video was correctly classified
@@ -54,7 +54,7 @@ def cost_table(
     on_line[networks.index] = pareto(networks["gflop"], networks["top1"])
     return table.assign(pareto=on_line, pareto_bytes=pareto(table["bytes"], table["top1"]))
 
-# %% ../../nbs/4_evaluation/49_cost.ipynb #e413e7aa
+# %% ../../nbs/4_evaluation/49_cost.ipynb #47922206
 def cost_sentence(
     table: pd.DataFrame,  # from `cost_table`
 ) -> str:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SUSPECTS', 'suspect_labels', 'out_of_fold_top1', 'suspects_table']
 
-# %% ../../nbs/4_evaluation/47_label_errors.ipynb #0b680bf5
+# %% ../../nbs/4_evaluation/47_label_errors.ipynb #a49ad85a
 import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/4_evaluation/47_label_errors.ipynb #7d8759ca
+# %% ../../nbs/4_evaluation/47_label_errors.ipynb #dceb4609
 SUSPECTS = ["id", "label", "suggested", "quality", "probability"]
 
 
@@ -38,7 +38,7 @@ def suspect_labels(
                           "quality": kept[np.arange(len(rows)), position], "probability": kept.max(1)})
     return table[wrong].sort_values(["quality", "id"], kind="stable").reset_index(drop=True)
 
-# %% ../../nbs/4_evaluation/47_label_errors.ipynb #f7272eeb
+# %% ../../nbs/4_evaluation/47_label_errors.ipynb #c40b6a52
 def out_of_fold_top1(
     y: Sequence[int],  # (n,) given labels
     p: np.ndarray,  # (n, k) out-of-fold probabilities
@@ -66,7 +66,7 @@ def suspects_table(
     n = len(y) if usable is None else int(np.sum(usable))
     return table[["id", "given", "suggested", "quality", "probability", *(f"by {f}" for f in p)]], suspects_sentence(best, top1.get(best), len(table), n)
 
-# %% ../../nbs/4_evaluation/47_label_errors.ipynb #ed0b456b
+# %% ../../nbs/4_evaluation/47_label_errors.ipynb #daa7188d
 def suspects_sentence(
     feature: str | None,  # whose suspects they are; None: there is none
     top1: float | None,  # its out-of-fold top-1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kappa', 'shared_mistakes', 'fusion_room', 'paired_interval', 'class_differences', 'shared_sentence']
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #f1966b46
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #79b7de44
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -16,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 from .metrics import wilson_interval
 from .significance import bootstrap_interval
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #c7475260
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #74bc7efe
 def kappa(
     a: Sequence,  # (n,) classes, or whether each is correct
     b: Sequence,  # (n,) the same of another result
@@ -27,7 +27,7 @@ def kappa(
     if len(np.union1d(a, b)) < 2: return 0.  # no video, or one value throughout
     return float(cohen_kappa_score(a, b, replace_undefined_by=0.))
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #d3d6d688
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #d18b1864
 def _correct(
     pred: Mapping[str, Sequence[int]],  # by feature: (n,) predicted classes
     y: Sequence[int],  # (n,) true classes
@@ -50,9 +50,10 @@ def shared_mistakes(
         either, better = int((A | B).sum()), max(A.mean(), B.mean())
         rows.append([a, b, len(y), *(int(cell.sum()) for cell in (A & B, A & ~B, B & ~A, ~A & ~B)), either / len(y), *wilson_interval(either, len(y)),
                      better, either / len(y) - better, kappa(pred[a], pred[b]), kappa(A, B)])
-    return pd.DataFrame(rows, columns=["a", "b", "n", "both", "only_a", "only_b", "neither", "oracle", "low", "high", "better", "possible", "kappa", "kappa_correct"])
+    cells = ["both", "only_a", "only_b", "neither"]
+    return pd.DataFrame(rows, columns=["a", "b", "n", *cells, "oracle", "low", "high", "better", "possible", "kappa", "kappa_correct"])
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #b9290abe
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #fe4dccf3
 def fusion_room(
     correct: Mapping[str, Sequence[bool]],  # by result: (n,) whether each video was correctly classified, features and fusions
     fusions: Sequence[str],  # names in `correct`
@@ -70,7 +71,7 @@ def fusion_room(
             rows.append([f, best, n, top1, either / n, *wilson_interval(either, n), either / n - top1, gain.mean(), *bootstrap_interval(gain)])
     return pd.DataFrame(rows, columns=["fusion", "against", "n", "best", "oracle", "low", "high", "possible", "gain", "gain_low", "gain_high"])
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #f34719bb
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #8a608f05
 def paired_interval(
     both: int,  # videos that a and b classify correctly
     only_a: int,
@@ -87,7 +88,7 @@ def paired_interval(
     width = lambda s, t: max(s * s - 2 * phi * s * t + t * t, 0) ** .5
     return max(a - b - width(a - low_a, high_b - b), -1.), min(a - b + width(high_a - a, b - low_b), 1.)
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #b07be300
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #3e6d5668
 def class_differences(
     pred: Mapping[str, Sequence[int]],  # by feature: (n,) predicted classes of the same videos in the same order
     y: Sequence[int],  # (n,) true classes
@@ -106,7 +107,7 @@ def class_differences(
         rows += sorted(of_pair, key=lambda r: -abs(r[6]))[:most]
     return pd.DataFrame(rows, columns=["a", "b", "class", "n", "recall_a", "recall_b", "difference", "low", "high"])
 
-# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #ea5b5917
+# %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #1c66f4c1
 def shared_sentence(
     row: Mapping,  # a row of `shared_mistakes`
 ) -> str:
