@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['inner_folds', 'out_of_fold', 'mlp_probabilities']
 
-# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #380b6542
+# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #89cd9d96
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .stacked import fit_together, mlps_of
 
-# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #cb4e6ef0
+# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #50e9e49f
 def inner_folds(
     y: Sequence[int],  # (n,) labels of the training videos
     groups: Sequence | None = None,  # (n,); None, or one group throughout: there are none
@@ -31,7 +31,7 @@ def inner_folds(
         found = list(splitter(most, shuffle=True, random_state=seed).split(y, y, groups if grouped else None))
     return [(train, held) for train, held in found if len(held)]
 
-# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #456f6297
+# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #412dc182
 def out_of_fold(
     X: np.ndarray,  # (n, dim) float32 vectors of the training videos
     y: Sequence[int],  # (n,) labels, 0..k-1
@@ -49,7 +49,7 @@ def out_of_fold(
         p[held], usable[held] = predict(X[train], y[train], X[held], k), np.isin(y[held], y[train])
     return p, usable
 
-# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #4d425256
+# %% ../../nbs/5_classifier/56_out_of_fold.ipynb #713a77dc
 def mlp_probabilities(
     params: dict,  # all parameters of a run
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]:  # what `out_of_fold` takes
