@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_cost']
 
-# %% ../../nbs/6_report/65b_cost_plot.ipynb #ce9af366
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #9d6c39fd
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .plots import feature_styles
 
-# %% ../../nbs/6_report/65b_cost_plot.ipynb #36cda7d3
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #6b27c8cf
 def name_places(
     points: np.ndarray,  # (n, 2) of the dots
     lengths: np.ndarray,  # (n,) of the names
@@ -48,7 +48,7 @@ def write_names(
         ax.annotate(name, xy, (left - own[0], at - own[1]), textcoords="offset points", va="center", size=9, color=colour, parse_math=False,
                     annotation_clip=False, arrowprops=lead, path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=4)
 
-# %% ../../nbs/6_report/65b_cost_plot.ipynb #be9344be
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #54c1b9a3
 def cost_axis(
     ax: plt.Axes,
     gflop: np.ndarray,  # (n,) a video
@@ -58,7 +58,7 @@ def cost_axis(
     low, high = (gflop[networks].min(), gflop[networks].max()) if networks.any() else (1., 1.)
     step = max(high / low, 30) ** .12  # half the width of the column
     column, edge = low / step**2, low / step if (~networks).any() else low / step**.5
-    ticks = [t for e in range(-4, 7) for t in (10.**e, 2 * 10.**e, 5 * 10.**e) if t > edge]
+    ticks = [t for e in range(-4, 7) for t in (10.**e, 2 * 10.**e, 5 * 10.**e) if t > 1.2 * edge]
     ax.set(xscale="log", xlim=(edge, max(high, 6 * low) * step), xlabel="GFLOP a video (networks only)")
     if (~networks).any():
         ax.set_xlim(left=column / step)
@@ -69,7 +69,7 @@ def cost_axis(
     ax.xaxis.set_minor_locator(NullLocator())
     return np.where(networks, gflop, column)
 
-# %% ../../nbs/6_report/65b_cost_plot.ipynb #c3c14fb3
+# %% ../../nbs/6_report/65b_cost_plot.ipynb #b308a6a0
 def plot_cost(
     table: pd.DataFrame,  # from `cost_table`: feature, network, gflop, top1, low, high, pareto
     ax: plt.Axes | None = None,
@@ -77,7 +77,8 @@ def plot_cost(
     "Top-1 with its interval against GFLOP a video; features that are no networks stand apart at the left."
     ax = plt.subplots(figsize=(7, 4.2), layout="constrained")[1] if ax is None else ax
     x = cost_axis(ax, table["gflop"].astype(float).fillna(1.).to_numpy(), table["network"].to_numpy(bool))
-    ax.set(ylim=(max(0, table["low"].min() - .05) if len(table) else 0, 1.03), ylabel="top-1")
+    bottom = max(0, table["low"].min() - .05) if len(table) else 0
+    ax.set(ylim=(bottom, 1 + .03 * (1 - bottom)), ylabel="top-1")
     styles = feature_styles(table["feature"].tolist())
     for place, r in zip(x, table.to_dict("records")):
         colour, mark = styles[r["feature"]]
