@@ -10,12 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import softmax
+from scipy.stats import multinomial
 from sklearn import metrics as reference
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV, calibration_curve
+from sklearn.frozen import FrozenEstimator
+from statsmodels.stats.inter_rater import cohens_kappa
+from statsmodels.stats.proportion import proportion_confint
 from threadpoolctl import threadpool_limits
+from torch.utils.flop_counter import FlopCounterMode
 
 from hw2.classifier.mlp import MLP, build_mlp, probabilities, synthetic
 from hw2.classifier.stacked import fit_together
 from hw2.classifier.train import train_feature
+from hw2.core.cards import CATALOGUE
 from hw2.core.files import ROOT
 from hw2.core.params import check_params, read_params
 from hw2.data.dataset import read_manifest, write_manifest
@@ -24,9 +33,14 @@ from hw2.data.split import split_manifest
 from hw2.data.video import clip_times, frame_times, frames_at, read_frames
 from hw2.demo.sprites import REGIONS
 from hw2.demo.videos import CODING, FPS, REVERSALS, random_video
+from hw2.evaluation.calibration import apply_temperature, calibration_error, fit_temperature, reliability
+from hw2.evaluation.cost import Counted, cost_table
 from hw2.evaluation.metrics import as_printed, confusion_matrix, counts, hardest_and_easiest, per_class, top_k_accuracy
+from hw2.evaluation.power import mcnemar_power
+from hw2.evaluation.shared_mistakes import kappa
+from hw2.evaluation.significance import mcnemar
 from hw2.extraction.store import Units
-from hw2.features.backbone import Backbone
+from hw2.features.backbone import Backbone, Embedder
 from hw2.features.clips import ClipEmbeddings
 from hw2.features.frames import FrameEmbeddings
 from hw2.features.sift import SIFT, BagOfWords, Vocabulary, nearest_word
@@ -62,6 +76,84 @@ def test_metrics_are_scikit_learns(seed):
     np.testing.assert_allclose(table["accuracy"][:k].astype(float), [(y_k == p_k).mean() for y_k, p_k in ((y == i, pred == i) for i in labels)])
     assert top_k_accuracy(p, y, 1) == pytest.approx(reference.accuracy_score(y, pred)) and top_k_accuracy(p, y, k) == 1
     for top in range(2, k): assert top_k_accuracy(p, y, top) == pytest.approx(reference.top_k_accuracy_score(y, p, k=top, labels=labels))
+
+
+# Probabilities, shared mistakes, power, cost
+
+
+def invented(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "Logits that are too large or too small by a factor, and labels."
+    rng = np.random.default_rng(seed)
+    k, n = int(rng.integers(2, 12)), int(rng.integers(60, 500))
+    logits = rng.normal(size=(n, k)) * rng.uniform(.5, 4)
+    return logits * rng.uniform(.3, 4), (softmax(logits, axis=1).cumsum(1) < rng.random((n, 1))).sum(1).clip(max=k - 1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_reliability_is_scikit_learns(seed):
+    logits, y = invented(seed)
+    p = softmax(logits, axis=1)
+    table = reliability(p, y)
+    theirs = calibration_curve(p.argmax(1) == y, p.max(1), n_bins=10)
+    np.testing.assert_allclose(table[["correct", "confidence"]], np.stack(theirs, 1), atol=1e-12)
+    assert table["n"].sum() == len(y)
+    for _, r in table.iterrows():
+        low, high = proportion_confint(round(r["correct"] * r["n"]), r["n"], method="wilson")
+        assert np.allclose([r["low"], r["high"]], [low, high], atol=1e-9)
+    assert calibration_error(p, y)[0] == pytest.approx(np.average(np.abs(theirs[0] - theirs[1]), weights=table["n"]))
+
+
+class Logits(ClassifierMixin, BaseEstimator):
+    "A classifier whose input are its logits."
+    def fit(self, X, y):
+        self.classes_ = np.arange(X.shape[1])
+        return self
+
+    def decision_function(self, X): return X
+
+    def predict(self, X): return X.argmax(1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_temperature_is_scikit_learns_and_the_grids(seed):
+    logits, y = invented(seed)
+    y[:5 * logits.shape[1]] = np.tile(range(logits.shape[1]), 5)  # scikit-learn wants every class in every fold
+    p = softmax(logits, axis=1)
+    found = fit_temperature(p, y)
+    if logits.shape[1] > 2:
+        theirs = CalibratedClassifierCV(FrozenEstimator(Logits().fit(logits, y)), method="temperature", ensemble=False).fit(logits, y)
+        assert found == pytest.approx(1 / theirs.calibrated_classifiers_[0].calibrators[0].beta_, rel=1e-3)
+    grid = np.geomspace(1/20, 20, 600)
+    losses = [reference.log_loss(y, softmax(logits / t, axis=1), labels=range(logits.shape[1])) for t in grid]
+    assert found == pytest.approx(grid[np.argmin(losses)], rel=.011)
+    assert (apply_temperature(p, found).argmax(1) == p.argmax(1)).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_kappa_is_statsmodels(seed):
+    rng = np.random.default_rng(seed)
+    k, n = int(rng.integers(2, 12)), int(rng.integers(20, 300))
+    a = rng.integers(k, size=n)
+    b = np.where(rng.random(n) < rng.random(), a, rng.integers(k, size=n))
+    assert kappa(a, b) == pytest.approx(cohens_kappa(confusion_matrix(a, b, k)).kappa)
+
+
+@pytest.mark.parametrize("n, difference, discordant", [(12, .5, .6), (30, .2, .4), (40, .1, .1), (25, 0, .5), (40, -.3, .35)])
+def test_power_is_the_sum_over_all_outcomes(n, difference, discordant):
+    shares = [(discordant + difference) / 2, (discordant - difference) / 2, 1 - discordant]
+    outcomes = [(a, b) for a in range(n + 1) for b in range(n + 1 - a) if mcnemar(a, b) < .05]
+    assert mcnemar_power(n, difference, discordant) == pytest.approx(sum(multinomial.pmf([a, b, n - a - b], n, shares) for a, b in outcomes))
+
+
+@pytest.mark.parametrize("feature, units", [("convnext_mini", 3), ("r2plus1d_mini", 2)])
+def test_gflop_of_a_video_is_torchs_count_over_its_units(feature, units):
+    card = CATALOGUE[feature]
+    spec = Backbone(card.entry["backbone"], "random")
+    embedder = Embedder(spec.library.build().eval(), spec.where, spec.transform)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter: vectors = embedder(torch.zeros(units, *spec.shape, dtype=torch.uint8))
+    table = cost_table({"f": Counted(card.gflop, [units], 4 * card.dim, card.dim)}, {"f": [True]})
+    assert table["gflop"][0] == pytest.approx(counter.get_total_flops() / 1e9, rel=6e-3)
+    assert table["bytes"][0] == vectors.numpy().nbytes and table["vector_bytes"][0] == vectors[0].numpy().nbytes
 
 
 # Features
