@@ -104,7 +104,8 @@ def _stable(
     for what in shares:
         likely = shares[what][shares[what] >= .01].sort_values(ascending=False, kind="stable")
         others = ", another class in the rest" if len(likely) == 4 else f", one of {len(likely) - 3} other classes in the rest" if len(likely) > 4 else ""
-        says.append(f"the {what} class was " + ", ".join(f"*{one_line(name)}* in {v * 100:.0f} %" for name, v in likely.head(3).items()) + others)
+        if not len(likely): says.append(f"no class was the {what} in 1 % of them")
+        else: says.append(f"the {what} class was " + ", ".join(f"*{one_line(name)}* in {v * 100:.0f} %" for name, v in likely.head(3).items()) + others)
     return "; ".join(says)
 
 
