@@ -40,11 +40,11 @@ def plot_map(
     y: np.ndarray,  # (m,) labels
     names: Sequence[str],  # k class names
     title: str | None = None,
-    most: int = 16,  # classes with a look of their own; of more the largest, the others are grey
+    most: int = 40,  # classes with a look of their own; of more the largest, the others are grey
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "A dot for each video; its colour and shape tell the class."
-    ax = ax or plt.subplots(figsize=(8, 5.6), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(8, 5.6) if len(names) <= 20 else (9.4, 5.6), layout="constrained")[1]
     sizes, area = np.bincount(y, minlength=len(names)), float(np.clip(16000 / len(y), 9, 44))  # in square points
     named = np.sort(np.argsort(-sizes, kind="stable")[:most]) if (sizes > 0).sum() > most else np.flatnonzero(sizes)
     other = ~np.isin(y, named)
@@ -53,7 +53,8 @@ def plot_map(
         colour, mark = INKS[i % len(INKS)], MARKS[i % len(MARKS)]
         dots.append(ax.scatter(*xy[y == c].T, s=area * BULK.get(mark, 1), color=colour, marker=mark, edgecolors="white", linewidths=.35))
     words = [f"{(sizes > 0).sum() - len(named)} other classes"] * bool(other.any()) + [_short(names[c]) for c in named]
-    key = ax.legend(dots, words, loc="center left", bbox_to_anchor=(1, .5), frameon=False, fontsize=9, scatterpoints=1)
+    key = ax.legend(dots, words, loc="center left", bbox_to_anchor=(1, .5), frameon=False, fontsize=9, scatterpoints=1,
+                    ncols=1 + (len(words) > 20), columnspacing=.8)
     for dot, text in zip(key.legend_handles, key.get_texts()):
         dot.set_sizes(dot.get_sizes() * 40 / area)
         text.set_parse_math(False)
@@ -74,7 +75,7 @@ def recalls_by_feature(
 # %% ../../nbs/6_report/62_maps.ipynb #46547f56
 def plot_recalls(
     table: pd.DataFrame,  # see `recalls_by_feature`
-    most: int = 20,  # classes; of more the hardest and the easiest
+    most: int = 40,  # classes; of more the hardest and the easiest
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "For each class and feature a dot with its interval; the class of the smallest mean recall is at the top."

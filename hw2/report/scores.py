@@ -100,9 +100,11 @@ def seed_spread(
 
 def means(
     spread: pd.DataFrame,  # rows of `seed_spread`
+    val: str = "validation",  # what the videos of the split `val` are called
 ) -> str:
     "The means over the seeds in a row, each with its videos, lowest and highest."
-    return " and ".join(f"{r['mean']:.3f} ({r['videos']}; lowest {r['lowest']:.3f}, highest {r['highest']:.3f})" for _, r in spread.iterrows())
+    called = spread["videos"].replace("val", val)
+    return " and ".join(f"{r['mean']:.3f} ({v}; lowest {r['lowest']:.3f}, highest {r['highest']:.3f})" for v, (_, r) in zip(called, spread.iterrows()))
 
 # %% ../../nbs/6_report/65_scores.ipynb #a41d9b8c
 def differences(
@@ -153,10 +155,11 @@ def summary(
     names: Mapping[str, str],  # by feature and fusion: its display name
     majority: Mapping,  # the majority class's val_top1, test_top1, n_val, n_test
     classes: int,
+    homework: bool = True,  # whether the homework report's own results stand beside those of its features
 ) -> pd.DataFrame:  # columns SUMMARY; what is not known is missing
     "One row per feature and fusion, then what a network's own head predicts, the majority class, and logistic regression on each feature."
     rows = [m | dict(feature=names[f], hardest="; ".join(m["hardest"]), easiest="; ".join(m["easiest"]),
-                     report_val_top1=published_top1(f), report_kaggle=KAGGLE.get(f)) for f, m in metrics.items()]
+                     report_val_top1=published_top1(f) if homework else None, report_kaggle=KAGGLE.get(f) if homework else None) for f, m in metrics.items()]
     single = {f: m for f, m in metrics.items() if f not in FUSIONS}
     rows += [{k: m[k] for k in ("n_val", "n_test")} | m["zero_shot"] | {"feature": f"zero-shot ({f}, {m['zero_shot']['classes']} of {classes} classes)"}
              for f, m in single.items() if "zero_shot" in m]
@@ -191,10 +194,12 @@ def short_summary(
 def timings(
     stages: Mapping[str, Mapping],  # by stage: its entry of run.json
     names: Mapping[str, str],  # by feature: its display name
-) -> pd.DataFrame:  # stage, seconds, fitting all seeds, peak memory in GB, the homework report's training seconds
+    homework: bool = True,  # whether the homework report's seconds are to stand there
+) -> pd.DataFrame:  # stage, seconds, fitting all seeds, peak memory in GB; the homework report's training seconds
     "How long each stage took on the machine that ran it; the fitting is that of all seeds together."
     theirs = SECONDS | {"fit 6000 x 1024": SECONDS["cnn"]}
     shown = lambda stage: f"train {names[f]}" if (f := stage.removeprefix("train_")) in names else stage
     rows = [[shown(stage), s.get("seconds"), s.get("fit_seconds"), s.get("peak_memory_gb"), theirs.get(stage.removeprefix("train_"))]
             for stage, s in stages.items()]
-    return pd.DataFrame(rows, columns=["stage", "seconds", "fitting all seeds", "peak memory (GB)", "homework report (s)"])
+    table = pd.DataFrame(rows, columns=["stage", "seconds", "fitting all seeds", "peak memory (GB)", "homework report (s)"])
+    return table if homework else table.drop(columns="homework report (s)")

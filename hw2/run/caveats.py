@@ -172,7 +172,7 @@ def few_videos(
         n = m[m["split"] == split]["label"].dropna().astype(int).value_counts().reindex(range(len(names)), fill_value=0)
         few = n[n < FEW[split]]
         if not n.sum() or not len(few): continue
-        which = f"{len(few)} of {len(names)} classes have fewer than {FEW[split]} {run.split_name(split)} videos"
+        which = f"{len(few)} of {len(names)} classes {'has' if len(few) == 1 else 'have'} fewer than {FEW[split]} {run.split_name(split)} videos"
         least = f"(the smallest, {one_line(names[few.idxmin()])}, has {few.min()})"
         if len(few) == len(names) and few.min() == few.max(): which, least = f"Every class has only {few.min()} {run.split_name(split)} videos", ""
         says.append(f"**Few videos.** {which} {least}".rstrip() + f": {why}.")
@@ -226,6 +226,6 @@ def caveats(
                     "for its time grows with videos times classes. The MLP was trained on all.")
     says += pretrained_on_classes(run) + looked_at(run) + few_videos(run) + [copied(run), given_away(run)]
     if all(m["test_top1"] is None for m in metrics.values()): says.append("**No test labels.** The test columns are empty because this data has none.")
-    says.append("**Hardest and easiest classes have the lowest and highest recall**; all ties are named. The homework report used the number of "
-                "correctly classified videos, which also depends on how many videos a class has.")
+    theirs = (" The homework report used the number of correctly classified videos, which also depends on how many videos a class has." if run.homework else "")
+    says.append(f"**Hardest and easiest classes have the lowest and highest recall**; all ties are named.{theirs}")
     return "\n".join(f"- {s}" for s in says if s)

@@ -6,6 +6,8 @@
 __all__ = ['MANY', 'compared', 'gained']
 
 # %% ../../nbs/7_run/75_comparison.ipynb #4f379afb
+import pandas as pd
+
 from ..report.tables import one_line
 from .run import Run
 
@@ -13,9 +15,10 @@ from .run import Run
 MANY = 4  # features; of more not every pair is put into words
 
 
-def _p(p: float) -> str:
-    "A probability that may be very small."
-    return "p_holm below 0.0001" if p < 1e-4 else f"p_holm {p:.4f}"
+def _p(r: pd.Series) -> str:  # `r`: p and p_holm
+    "The pair's p, and where more pairs were compared, the one that counts them; either may be very small."
+    p, holm = ("below 0.0001" if v < 1e-4 else f"{v:.4f}" for v in (r["p"], r["p_holm"]))
+    return f"p {p}" if r["p"] == r["p_holm"] else f"p {p}; counting all pairs, {holm}"
 
 
 def _mean(run: Run, difference: float) -> str:
@@ -35,7 +38,7 @@ def compared(
     for _, r in table.iterrows():
         ahead, behind, d, low, high, mean = r[["a", "b", "difference", "low", "high", "seeds_mean"]]
         if d < 0: ahead, behind, d, low, high, mean = behind, ahead, -d, 0 - high, 0 - low, 0 - mean  # 0 - 0 is 0, where -0 would be written -0.000
-        facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; {_p(r['p_holm'])}) on {r['n']:,} {run.split_name(r['videos'])} videos{_mean(run, mean)}"
+        facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; {_p(r)}) on {r['n']:,} {run.split_name(r['videos'])} videos{_mean(run, mean)}"
         says.append(f"**{one_line(ahead)} is better than {one_line(behind)}**: {facts}." if r["p_holm"] < .05 else
                     f"**{one_line(ahead)} and {one_line(behind)} are not distinguishable**: {facts}.")
     return "\n".join(f"- {s}" for s in says)
@@ -48,7 +51,7 @@ def gained(
     says = []
     for _, r in run.gains.iterrows():
         verdict = "not significant" if r["p_holm"] >= .05 else "a gain" if r["gain"] > 0 else "a loss"
-        facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r['p_holm'])}) against {one_line(r['against'])} alone: {verdict}"
+        facts = f"{r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}; {_p(r)}) against {one_line(r['against'])} alone: {verdict}"
         if r["low"] == r["high"] == 0: facts = f"correct on the same videos as {one_line(r['against'])} alone"
         where = f"on {r['n']:,} {run.split_name(r['videos'])} videos"
         says.append(f"**{one_line(r['fusion'])}** reaches {r['top1']:.3f} {where}, {facts}{_mean(run, r['seeds_mean'])}.")

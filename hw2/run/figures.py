@@ -53,7 +53,7 @@ def write_summary(
     run: Run,
 ) -> None:
     "Write the summary table, the model's figure and, where there are such pairs, that of time's direction."
-    write_table(run.summary(), run.folder/"figures/summary", "Top-1 of every feature, beside the homework report's", not_counted(run))
+    write_table(run.summary(), run.folder/"figures/summary", "Top-1 of every feature" + ", beside the homework report's" * run.homework, not_counted(run))
     write_plot(run, "model", run.plot_mlp())
     write_plot(run, "time_reversal", run.plot_reversals())
 

@@ -90,7 +90,7 @@ def reached(
     for _, r in known[known["feature"] == name].iterrows():
         videos = f"{r['right']:,} of {r['n']:,} videos; 95 % interval {r['low']:.3f} to {r['high']:.3f}"
         parts.append(f"{run.split_name(r['videos']).capitalize()} top-1 is **{r['top1']:.3f}** ({videos}).")
-    if len(m["seeds"]) > 1: parts.append(f"The mean of {len(m['seeds'])} seeds is {means(spread[spread['feature'] == name])}.")
+    if len(m["seeds"]) > 1: parts.append(f"The mean of {len(m['seeds'])} seeds is {means(spread[spread['feature'] == name], run.split_name('val'))}.")
     return " ".join(parts)
 
 
@@ -124,7 +124,7 @@ def findings(
         resamples = f"In {RESAMPLES:,} bootstrap resamples of these videos (a tie counts in equal parts for its classes)"
         parts.append(f"How stable is that? {resamples} {_stable(run, feature)}.")
     seeds = f" all {len(m['seeds'])} seeds together" if len(m["seeds"]) > 1 else ""
-    theirs = f"; the homework report's one training, on 6,000 videos, took {SECONDS[feature]:.0f} s" if feature in SECONDS else ""
+    theirs = f"; the homework report's one training, on 6,000 videos, took {SECONDS[feature]:.0f} s" if feature in SECONDS and run.homework else ""
     if "fit_seconds" in stage: parts.append(f"Training{seeds} took {stage['fit_seconds']:.1f} s{theirs}.")
     if untrained(run.params, feature): parts.append("This network is **untrained**: its weights are random, so these numbers are no result.")
     return " ".join(parts)

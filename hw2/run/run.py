@@ -160,6 +160,11 @@ class RunFiles:
 # %% ../../nbs/7_run/73_run.ipynb #d9b0785f
 class RunVideos(RunFiles):
     "Which videos a run has, and what they are for."
+    @property
+    def homework(self) -> bool:
+        "Whether the data have the form of the homework's, so that the results of its report may stand beside the run's."
+        return self.params["form"] == "course"
+
     @cached_property
     def evaluation_split(self) -> str:
         "`val`, or `test` where no validation video has a label."
@@ -223,7 +228,7 @@ class RunTables(RunVideos):
 
     def summary(self) -> pd.DataFrame:
         "One row per feature and fusion, then baselines on the same videos."
-        return scores.summary(self.metrics, {f: self.display_name(f) for f in self.metrics}, majority(self.readable), len(self.classes))
+        return scores.summary(self.metrics, {f: self.display_name(f) for f in self.metrics}, majority(self.readable), len(self.classes), self.homework)
 
     def split_sizes(self) -> pd.DataFrame: return scores.split_sizes(self.readable, len(self.classes))
 
@@ -242,7 +247,7 @@ class RunTables(RunVideos):
                 for f, e in self.params["features"].items() if e["kind"] in ("frames", "clips")]
         return pd.DataFrame(rows, columns=["feature", "engine", "precision", "videos compared", "lowest cosine", "mean cosine"]).dropna(axis=1, how="all")
 
-    def timings(self) -> pd.DataFrame: return scores.timings(self.stages, {f: self.display_name(f) for f in self.features})
+    def timings(self) -> pd.DataFrame: return scores.timings(self.stages, {f: self.display_name(f) for f in self.features}, self.homework)
 
 # %% ../../nbs/7_run/73_run.ipynb #32eb046b
 class RunComparison(RunTables):
