@@ -16,18 +16,19 @@ from .plots import feature_styles
 # %% ../../nbs/6_report/65a_reliability.ipynb #b1fef8c1
 def plot_reliability(
     tables: Mapping[str, pd.DataFrame],  # by feature, from `reliability`: n, confidence, correct, low, high
+    least: int = 5,  # videos in a bin; bins of fewer are left out, for chance decides there
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "The share of correctly classified videos against the mean confidence, a line for each feature that has videos."
     ax = plt.subplots(figsize=(5.2, 4.4), layout="constrained")[1] if ax is None else ax
-    tables = {f: t for f, t in tables.items() if len(t)}
+    tables = {f: t[t["n"] >= least] for f, t in tables.items() if len(t)}
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--", zorder=0)
     for (f, t), (colour, mark) in zip(tables.items(), feature_styles(list(tables)).values()):
         if len(tables) <= 4: ax.vlines(t["confidence"], t["low"], t["high"], color=colour, lw=1.2, alpha=.5)
         ax.plot(t["confidence"], t["correct"], color=colour, lw=1, alpha=.4)
         ax.scatter(t["confidence"], t["correct"], 6 + 200 * t["n"] / t["n"].sum(), color=colour, marker=mark, edgecolor="white", lw=.8, zorder=3)
         ax.plot([], [], color=colour, marker=mark, ms=6, label=f)
-    note = "dashed: calibrated; below it: overconfident" if tables else "no video has a label"
+    note = f"dashed: calibrated; below it: overconfident; bins of {least} videos or more" if tables else "no video has a label"
     ax.set(xlim=(0, 1.03), ylim=(-.03, 1.03), xlabel="probability of the predicted class", ylabel="share correctly classified")
     ax.set_title(note, loc="left", size=9, color="#5d6972")
     ax.spines[["top", "right"]].set_visible(False)
