@@ -41,9 +41,6 @@ def run_folder(
     return Path(runs)/name
 
 
-RECORDED = ("device", "engine", "precision", "workers", "scheduler")  # for these null means, in a run that is there: as recorded
-
-
 def open_run(
     name: str,  # a plain name
     params: Mapping,  # from `check_params` or `read_params`
@@ -64,6 +61,9 @@ def record_params(
 ) -> None:
     "Write params.yaml."
     write_text(run/"params.yaml", yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
+
+# %% ../../nbs/7_run/70_record.ipynb #dddf3fc5
+RECORDED = ("device", "engine", "precision", "workers", "scheduler")  # for these null means, in a run that is there: as recorded
 
 
 def run_params(
@@ -97,7 +97,6 @@ def _differences(there: Mapping, now: Mapping, path: str = "") -> Iterator[str]:
         if isinstance(old, Mapping) and isinstance(new, Mapping): yield from _differences(old, new, f"{path}{name}.")
         elif old != new: yield f"  {path}{name}: {old!r} there, {new!r} now"
     if list(there) != list(now) and set(there) == set(now): yield f"  {path.rstrip('.')}: {', '.join(there)} there, {', '.join(now)} now"
-
 
 # %% ../../nbs/7_run/70_record.ipynb #2a9709e2
 LIBRARIES = ["av", "numpy", "opencv-python", "pandas", "pyarrow", "scikit-learn", "torch", "torchvision"]  # those that make the numbers

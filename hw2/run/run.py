@@ -69,17 +69,12 @@ def read_answers(
             found.append(rows[["id", "split", "fold", "label", "pred"]].assign(p=each.max(1), p_true=true))
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/7_run/73_run.ipynb #41ff84ea
-class RunFiles:
-    "What a run's folder holds."
+# %% ../../nbs/7_run/73_run.ipynb #ed5b9629
+class ReadOnce:
+    "A folder whose files are read once, whichever thread asks first."
     kept = 2**29  # bytes of vectors and probabilities that stay in memory
 
-    def __init__(self,
-        folder: str | Path,  # runs/<name>; raises `RunError` where there is no run
-        expected: Mapping | None = None,  # parameters that the run must have; raises `RunError` for others
-    ):
-        self.folder, self.params = Path(folder), run_params(folder, expected)
-        self._kept, self._large, self._keeping = {}, {}, Lock()
+    def __init__(self, folder: Path): self.folder, self._kept, self._large, self._keeping = folder, {}, {}, Lock()
 
     def read(self,
         name: str,  # a table's path within the folder
@@ -109,6 +104,16 @@ class RunFiles:
             if sum(self._large.values()) > self.kept:
                 for other in self._large.keys() - {name}: del self._large[other], self._kept[other]
         return found
+
+# %% ../../nbs/7_run/73_run.ipynb #41ff84ea
+class RunFiles(ReadOnce):
+    "What a run's folder holds."
+    def __init__(self,
+        folder: str | Path,  # runs/<name>; raises `RunError` where there is no run
+        expected: Mapping | None = None,  # parameters that the run must have; raises `RunError` for others
+    ):
+        super().__init__(Path(folder))
+        self.params = run_params(folder, expected)
 
     @property
     def manifest(self) -> pd.DataFrame: return self.read("manifest.csv", read_manifest)
