@@ -25,7 +25,7 @@ def test_no_complaints_and_no_requests(opened, tiny_run):
 
 def test_every_picture_is_there(opened):
     widths = opened[0].eval_on_selector_all("img", "pictures => pictures.map(i => i.naturalWidth)")
-    assert len(widths) == 8 + 4 * 3 and all(widths)  # the overview; of the set and all features together; matrix, curves, map and mistakes of each feature
+    assert len(widths) == 9 + 4 * 3 and all(widths)  # the overview; of the set and all features together; matrix, curves, map and mistakes of each feature
     assert opened[0].eval_on_selector_all("img", "pictures => pictures.every(i => i.alt)")
 
 

@@ -157,7 +157,7 @@ def test_figures_and_summary(tiny_run):
                 [("confusion", ["png", "svg"]), ("stats", ["csv", "md", "tex"]), ("curves", ["png"])] for suffix in suffixes}
     expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion") for suffix in ("csv", "md", "tex")}
     expected |= {f"{picture}_{f}.png" for picture in ("map", "confused") for f in FEATURES}
-    expected |= {f"{picture}.png" for picture in ("classes", "keypoints", "words", "overview", "recall", "seeds", "model", "time_reversal")}
+    expected |= {f"{picture}.png" for picture in ("classes", "keypoints", "words", "overview", "recall", "seeds", "calibration", "model", "time_reversal")}
     assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected
     summary = pd.read_csv(tiny_run.folder/"figures/summary.csv")
     assert summary.columns.tolist() == ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
