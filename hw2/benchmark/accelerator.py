@@ -10,7 +10,7 @@ __all__ = ['NUMBERS', 'COLUMNS', 'SECONDS', 'HALF', 'ALL', 'GOALS', 'random_unit
            'main', 'read_accelerator', 'course_seconds', 'accelerator_text']
 
 # %% ../../nbs/benchmark/5_accelerator.ipynb #1e37e42e
-from ..features.backbone import Backbone, Embedder, embed, locked_cached_property  # before torchvision, which it prepares for import
+from ..features.backbone import Backbone, Embedder, cosines, embed, locked_cached_property  # before torchvision, which it prepares for import
 
 # %% ../../nbs/benchmark/5_accelerator.ipynb #b68b7872
 import argparse
@@ -187,7 +187,7 @@ def agreement(
     length = lambda x: np.linalg.norm(x.astype(np.float64), axis=1)
     a, b = vectors.astype(np.float64), reference.astype(np.float64)
     off = length(a - b)
-    return dict(cosine=float(((a * b).sum(1) / (length(a) * length(b))).min()), difference=float((off / length(b)).max()),
+    return dict(cosine=float(cosines(a, b).min()), difference=float((off / length(b)).max()),
                 centred_difference=float((off / length(b - b.mean(0))).max()))
 
 # %% ../../nbs/benchmark/5_accelerator.ipynb #f6a836ae

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import EXPERIMENTS, write_csv
-from ..core.params import check_params, fused
+from ..core.params import check_params
 from ..core.progress import progress
 from ..data.dataset import COLUMNS, write_classes, write_manifest
 from ..data.near_duplicates import SIDE
@@ -26,7 +26,7 @@ from ..data.thumbnails import Thumbnails
 from ..extraction.extract import stores_of
 from ..extraction.store import Store, Units, chunks
 from ..report.html import write_html
-from ..run.cli import execute
+from ..run.cli import execute, stages
 from ..run.record import add_record, open_run, run_params
 
 # %% ../../nbs/benchmark/6_large_set.ipynb #53d7e5e0
@@ -105,12 +105,11 @@ def run_stages(
 ) -> pd.DataFrame:  # index stage; seconds, peak_memory_gb; the last row is the report's page, with `mb`
     "Execute all notebooks of a run but the extraction, write the page, and read what they took."
     params, own = run_params(run), {"name": run.name, "runs": str(run.parent)}
-    todo = {f"train_{f}": ("train", {"feature": f}) for f in params["features"]}
-    todo |= ({"fuse": ("fuse", {})} if fused(params) else {}) | {"report": ("report", {})}
+    todo = {copy: (notebook, its_own) for copy, (notebook, _, its_own) in stages(params).items() if notebook != "extract"}
     for copy, (notebook, its_own) in todo.items(): execute(EXPERIMENTS/f"{notebook}.ipynb", run/f"{copy}.ipynb", own | its_own)
     page = write_html(run/"report.ipynb", run/"report.html")
-    stages = json.loads((run/"run.json").read_text(encoding="utf-8"))["stages"]
-    table = pd.DataFrame({s: stages[s] for s in todo}).T[["seconds", "peak_memory_gb"]].astype(float)
+    took = json.loads((run/"run.json").read_text(encoding="utf-8"))["stages"]
+    table = pd.DataFrame({s: took[s] for s in todo}).T[["seconds", "peak_memory_gb"]].astype(float)
     return table.rename_axis("stage").assign(mb=[np.nan] * (len(table) - 1) + [page.stat().st_size / 1e6])
 
 

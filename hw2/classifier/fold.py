@@ -7,8 +7,9 @@ __all__ = ['early_stopping_split', 'FeatureError', 'all_finite', 'check_finite',
 
 # %% ../../nbs/5_classifier/54_fold.ipynb #1d462231
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,9 +39,10 @@ def early_stopping_split(
     return train[learn], train[stop]
 
 # %% ../../nbs/5_classifier/54_fold.ipynb #2680f6fe
-def _in_threads(function: Callable, items: Iterable) -> list:
-    "The function of every item, one thread a core and no thread within: equal numbers for any number of cores."
-    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool: return list(pool.map(function, items))
+@contextmanager
+def _threads() -> Iterator[Executor]:
+    "One thread a core and no thread within: equal numbers for any number of cores."
+    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool: yield pool
 
 
 def fit_poolers(
@@ -49,7 +51,8 @@ def fit_poolers(
     videos: Sequence,  # the training videos' units
 ) -> list:  # one for each seed, or a single one for all
     "The feature's pooler, fitted; a single one where nothing is learned. Early fusion takes the first seed's vocabulary."
-    poolers = _in_threads(lambda seed: pooler_of(feature, params, seed).fit(videos), params["classifier"]["seeds"][:1 if feature == "early" else None])
+    seeds = params["classifier"]["seeds"][:1 if feature == "early" else None]
+    with _threads() as pool: poolers = list(pool.map(lambda seed: pooler_of(feature, params, seed).fit(videos), seeds))
     return poolers if poolers[0].state() else poolers[:1]
 
 
@@ -59,11 +62,12 @@ def pool_videos(
 ) -> np.ndarray:  # (poolers, n, dim) float32
     "Each pooler's vectors of all videos, which are read once."
     X, start = None, 0
-    for some in blocks(videos):
-        vectors = _in_threads(lambda p, some=some: p.transform(some), poolers)
-        if X is None: X = np.empty((len(poolers), len(videos), vectors[0].shape[1]), np.float32)
-        for x, v in zip(X, vectors): x[start:start + len(some)] = v
-        start += len(some)
+    with _threads() as pool:
+        for some in blocks(videos):
+            vectors = list(pool.map(lambda p, some=some: p.transform(some), poolers))
+            if X is None: X = np.empty((len(poolers), len(videos), vectors[0].shape[1]), np.float32)
+            for x, v in zip(X, vectors): x[start:start + len(some)] = v
+            start += len(some)
     return X
 
 

@@ -6,9 +6,9 @@
 __all__ = ['Text', 'Positive', 'Order', 'Engine', 'Precision', 'ORDER', 'KINDS', 'REPORT', 'FUSIONS', 'RESERVED', 'MOVED',
            'SCHEMA', 'ParameterError', 'Settings', 'count', 'SIFTEntry', 'NetworkEntry', 'FramesEntry', 'ClipsEntry',
            'VectorsEntry', 'Classifier', 'Params', 'nearest', 'Change', 'complete_entry', 'resolve_features',
-           'check_params', 'is_control', 'fused', 'untrained', 'display_name', 'select_feature', 'read_yaml',
-           'read_mapping', 'read_params', 'nested', 'value_of', 'check_texts', 'notebook_params', 'params_text',
-           'params_schema', 'write_schema', 'videos_root']
+           'check_params', 'is_network', 'is_control', 'fused', 'untrained', 'display_name', 'select_feature',
+           'read_yaml', 'read_mapping', 'read_params', 'nested', 'value_of', 'check_texts', 'notebook_params',
+           'params_text', 'params_schema', 'write_schema', 'videos_root']
 
 # %% ../../nbs/0_core/04_params.ipynb #24aa4e49
 import difflib
@@ -329,6 +329,13 @@ def check_params(
     return params
 
 # %% ../../nbs/0_core/04_params.ipynb #482d8223
+def is_network(
+    entry: Mapping,  # of a feature
+) -> bool:
+    "Whether a network computes it."
+    return entry["kind"] in ("frames", "clips")
+
+
 def is_control(
     entry: Mapping,  # of a feature
 ) -> bool:

@@ -59,12 +59,10 @@ def agreements(
     known: Mapping[str, dict],  # by feature, from an earlier call
 ) -> dict[str, dict]:  # by feature: store, its name, and what `agreement` gives; none for float32
     "How near the embeddings of reduced precision are to those of float32."
-    found = {}
-    for f, (extractor, store) in stores_of(params).items():
-        entry = params["features"][f]
-        if entry.get("precision") in (None, "float32"): continue
+    reduced, found = {f: entry for f, entry in params["features"].items() if entry.get("precision") not in (None, "float32")}, {}
+    for f, (extractor, store) in stores_of(params | {"features": reduced}).items():  # of the others no weights are hashed
         if known.get(f, {}).get("store") == store.folder.name: found[f] = known[f]
         else:
-            reference = extractor_of(entry | {"engine": "eager", "precision": "float32"}, partial(Backbone, device=extractor.device))
+            reference = extractor_of(reduced[f] | {"engine": "eager", "precision": "float32"}, partial(Backbone, device=extractor.device))
             found[f] = {"store": store.folder.name} | agreement(dataset, extractor, store, reference)
     return found

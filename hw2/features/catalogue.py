@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core.cards import find_card
 from ..core.devices import pick_device
+from ..core.params import is_network
 from ..data.thumbnails import Thumbnails
 from .backbone import Backbone, check_agreement
 from .base import Extractor, PooledEmbeddings, Pooler
@@ -31,19 +32,16 @@ def extractor_of(
     "The feature's extractor; building it reads no weights."
     if entry["kind"] == "sift": return SIFT(entry["keypoints"], entry["fps"], entry["size"])
     if entry["kind"] == "thumbnails": return Thumbnails()
-    if entry["kind"] not in ("frames", "clips"): raise ValueError(f"nothing extracts features of the kind {entry['kind']!r}")
+    if not is_network(entry): raise ValueError(f"nothing extracts features of the kind {entry['kind']!r}")
     how = dict(engine=entry["engine"] or "eager", precision=entry["precision"] or "float32")  # the reference, where nothing is settled
     network = backbone(*(entry[k] for k in ("backbone", "weights", "node", "preprocess")), **how)
     if entry["kind"] == "frames": return FrameEmbeddings(network, entry["fps"], entry["order"])
     return ClipEmbeddings(network, entry["clip_fps"], entry["n_clips"], entry["order"])
 
 # %% ../../nbs/2_features/29_catalogue.ipynb #0c552e01
-def _is_network(entry: Mapping) -> bool: return entry["kind"] in ("frames", "clips")
-
-
 def _with_defaults(entry: Mapping, device: str) -> dict:
     "The entry, a network's engine and precision those of the device where it names none."
-    if not _is_network(entry): return dict(entry)
+    if not is_network(entry): return dict(entry)
     return dict(entry) | {"engine": entry["engine"] or default_engine(device),
                           "precision": entry["precision"] or default_precision(device, entry["backbone"] in BUNDLED)}
 
@@ -65,7 +63,7 @@ def choose_engines(
     trouble = cache(partial(_openvino_trouble, device=device))  # of networks that several entries share, once
     for f, entry in params["features"].items():
         features[f] = chosen = _with_defaults(entry, device)
-        if not _is_network(entry) or entry["engine"] or chosen["engine"] != "openvino": continue
+        if not is_network(entry) or entry["engine"] or chosen["engine"] != "openvino": continue
         if why := trouble(**{k: chosen[k] for k in ("backbone", "weights", "node", "preprocess", "precision")}):
             chosen["engine"] = "eager"
             notes.setdefault(why, f"{f}: {why}; torch computes it in eager mode")

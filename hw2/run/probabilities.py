@@ -6,7 +6,6 @@
 __all__ = ['calibrations', 'calibration_in_words', 'plot_calibration']
 
 # %% ../../nbs/7_run/75c_probabilities.ipynb #09aea977
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -16,33 +15,36 @@ from ..report.tables import one_line
 from .run import Run
 
 # %% ../../nbs/7_run/75c_probabilities.ipynb #0f7aeaaf
-def _probabilities(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # by display name: (n, k) probabilities, (n,) labels
-    "Every feature's and fusion's probabilities for the labelled videos of the evaluation split; none where there are none."
-    found = {}
+def _measured(run: Run) -> list[tuple[str, pd.DataFrame, str, pd.DataFrame]]:  # display name, row of the table, sentence, reliability curve
+    "What is known of every feature's and fusion's probabilities, which are read once and not kept; nothing where no label is known."
+    found = []
     for f in run.metrics:
-        rows = run.predictions(f)
+        rows, name = run.predictions(f), run.display_name(f)
         p, y = labelled_probabilities(rows[rows["split"] == run.evaluation_split])
-        if len(y): found[run.display_name(f)] = (p, y)
+        if len(y): found.append((name, calibration_table({name: (p, y)}), confidence_sentence(one_line(name), p, y), reliability(p, y)))
     return found
+
+
+def _kept(run: Run) -> list[tuple]: return run.once("calibration", lambda: _measured(run))
 
 # %% ../../nbs/7_run/75c_probabilities.ipynb #1cdb0654
 def calibrations(
     run: Run,
 ) -> pd.DataFrame:  # as from `calibration_table`: feature, n, top1, confidence, gap, ..., ece with its interval
     "How far each feature's probabilities are from the shares that are correct."
-    return calibration_table(_probabilities(run))
+    return pd.concat([row for _, row, _, _ in _kept(run)] or [calibration_table({})], ignore_index=True)
 
 
 def calibration_in_words(
     run: Run,
 ) -> str:  # Markdown, a list
     "What probabilities of at least 0.9 are worth, for every feature."
-    return "\n".join(f"- {confidence_sentence(one_line(name), p, y)}" for name, (p, y) in _probabilities(run).items())
+    return "\n".join(f"- {sentence}" for _, _, sentence, _ in _kept(run))
 
 
 def plot_calibration(
     run: Run,
 ) -> Axes | None:  # None where no label is known
     "The reliability curves of all features and fusions."
-    found = _probabilities(run)
-    return plot_reliability({name: reliability(p, y) for name, (p, y) in found.items()}) if found else None
+    curves = {name: curve for name, _, _, curve in _kept(run)}
+    return plot_reliability(curves) if curves else None

@@ -25,7 +25,7 @@ from ..classifier.fold import pool_videos
 from ..classifier.probes import majority
 from ..core.cards import find_card
 from ..core.lazy import LazySequence
-from ..core.params import FUSIONS, display_name, is_control, untrained, videos_root
+from ..core.params import FUSIONS, display_name, is_control, is_network, untrained, videos_root
 from ..data.dataset import read_classes, read_manifest
 from ..demo.videos import REVERSALS
 from ..evaluation.metrics import confusion_matrix
@@ -249,7 +249,7 @@ class RunTables(RunVideos):
         "What ran each network and what it computed in, as the extraction recorded it."
         near = self.record.get("agreement", {})
         rows = [(self.display_name(f), e["engine"], e["precision"], *(near.get(f, {}).get(k) for k in ("units", "lowest", "mean")))
-                for f, e in self.params["features"].items() if e["kind"] in ("frames", "clips")]
+                for f, e in self.params["features"].items() if is_network(e)]
         return pd.DataFrame(rows, columns=["feature", "engine", "precision", "videos compared", "lowest cosine", "mean cosine"]).dropna(axis=1, how="all")
 
     def timings(self) -> pd.DataFrame: return scores.timings(self.stages, {f: self.display_name(f) for f in self.features}, self.homework)
