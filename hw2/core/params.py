@@ -101,6 +101,12 @@ def _unique(values: list) -> list:
     return values
 
 
+def _with_mlp(probes: list) -> list:
+    "The list, where the report's classifier is in it and none stands twice."
+    if "mlp" not in probes: raise ValueError("mlp is missing")
+    return _unique(probes)
+
+
 def _compiled(pattern: str) -> str:
     "The text, where it is a regular expression."
     try: re.compile(pattern)
@@ -133,6 +139,12 @@ class Params(Settings):
     features: dict[str, dict] = Field({}, description="any number, by name; `hw2 features` lists those that need no description")
     fuse: list[str] | None = Field(None, description="the features that are fused; null: all that are no control")
     classifier: Classifier = Field(Classifier(), description="the MLP that is trained on each feature")
+    controls: bool = Field(False, description="each clips feature also shuffled and still, and its classifier is shown reversed clips: what order is worth")
+    probes: Annotated[list[Literal["mlp", "logistic", "neighbours", "attentive"]], Field(min_length=1, json_schema_extra={"uniqueItems": True, "contains": {"const": "mlp"}}),
+                      AfterValidator(_with_mlp)] = Field(["mlp", "logistic"], description="classifiers to compare; all other tables are about the MLP")
+    learning_curves: bool = Field(False, description="top-1 against training videos a class, ten draws each")
+    inner_folds: count(2) | None = Field(
+        5, description="parts of the training videos on which labels are checked and late fusion's temperature is chosen; null: neither")
     on_error: Literal["skip", "stop"] = Field("skip", description="a video that cannot be read: list it and go on, or stop")
     device: Text | None = Field(None, description="null: the best there is; else cpu, cuda, ...")
     engine: Engine | None = Field(None, description="what runs the networks; null: openvino on an x86 CPU, else eager, torch's own and the reference")
@@ -152,7 +164,8 @@ def _possible(
     if "const" in schema: return str(schema["const"])
     if "enum" in schema: return "one of " + ", ".join(schema["enum"])
     kind, least = schema["type"], schema.get("minimum")
-    if kind == "array": return f"a list, each {_possible(schema['items'])}" + ", none twice" * schema.get("uniqueItems", False)
+    if kind == "array": return f"a list, each {_possible(schema['items'])}" + ", none twice" * schema.get("uniqueItems", False) \
+        + f", {schema['contains']['const']} among them" * ("contains" in schema)
     if kind == "string" and "examples" in schema: return f"a text such as {' or '.join(schema['examples'])}"
     if kind == "string": return "a regular expression" if "format" in schema else "a text"
     if kind in ("integer", "number"):
