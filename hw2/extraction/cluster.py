@@ -8,7 +8,7 @@ __all__ = ['WORKER', 'ClusterError', 'needs_dask', 'cluster_client', 'on_cluster
 # %% ../../nbs/3_extraction/33_cluster.ipynb #630d0acd
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 
 # %% ../../nbs/3_extraction/33_cluster.ipynb #4d63875e
@@ -64,6 +64,7 @@ def on_cluster(
                 yield numbers[future], result
                 future.release()
         except KilledWorker as e:
+            with suppress(TimeoutError): client.wait_for_workers(1, timeout=10)  # `LocalCluster` cannot close a worker that is just starting
             raise ClusterError("workers died again and again at the same chunk of videos, most likely for lack of memory: start them with more "
                                "(`--memory-limit`), or fewer of them. Finished chunks are kept") from e
         except (CancelledError, CommClosedError) as e:
