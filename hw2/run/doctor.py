@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.params import check_params
 from ..core.progress import progress
 from ..data.dataset import Dataset, hash_contents, similar_paths
-from ..data.near_duplicates import describe_copy, near_duplicates, was_trained_on
+from ..data.near_duplicates import describe_copy, held_out_sample, near_duplicates, was_trained_on
 from ..data.probe import probe
 from ..data.split import label_warnings, split_manifest
 from ..data.thumbnails import SIDE, thumbnail, thumbnail_times
@@ -144,11 +144,12 @@ def _other_label(a: pd.Series, b: pd.Series) -> bool: return bool(pd.notna(a["la
 
 
 def nearly_twice(examined: Examined) -> list[tuple]:
-    "Near-duplicates with other bytes, within a split and across: named at the one held out, else of the later one."
+    "Near-duplicates with other bytes, within a split and across, of very many videos only some: named at the one held out, else of the later one."
     m = examined.dataset.manifest.reset_index(drop=True)
     rows, found = m[[bool(s) for s in examined.looks]].drop_duplicates("content").index, []
-    looks = [examined.looks[i] for i in rows]
-    for a, b, mirrored, later in near_duplicates([s.pictures for s in looks], [s.times for s in looks]).itertuples(index=False):
+    looks, asked = [examined.looks[i] for i in rows], held_out_sample(m.loc[rows])
+    if asked is not None: found.append(("note", "near-duplicates", "", "", "", f"looked for of {len(asked):,} held-out videos, drawn at random"))
+    for a, b, mirrored, later in near_duplicates([s.pictures for s in looks], [s.times for s in looks], asked).itertuples(index=False):
         i, j, later = (rows[a], rows[b], later) if not was_trained_on(m.loc[rows[a]], m.loc[rows[b]]) else (rows[b], rows[a], -later)
         why = ", with another label" if _other_label(m.loc[i], m.loc[j]) else ""
         found.append(examined.row("look", "nearly the same", j, f"as {m['id'][i]} in {m['split'][i]}{describe_copy(mirrored, later)}{why}"))
