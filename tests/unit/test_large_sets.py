@@ -1,6 +1,7 @@
 """Sets that memory has no room for: the same numbers as from memory, each chunk read once in a pass, and bounded memory"""
 
 import tracemalloc
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -13,11 +14,14 @@ from hw2.classifier.train import train_feature
 from hw2.core.files import write_csv
 from hw2.core.lazy import LazySequence
 from hw2.core.params import read_params
+from hw2.data.dataset import Dataset
+from hw2.data.thumbnails import SIDE
 from hw2.extraction import store
 from hw2.extraction.extract import read_feature
 from hw2.extraction.fusion import join_units
 from hw2.extraction.store import CHUNK
 from hw2.features.sift import BagOfWords
+from hw2.run.doctor import Examined, Look, nearly_twice
 from hw2.run.results import save_result
 from hw2.run.run import Run
 
@@ -97,3 +101,17 @@ def test_a_table_is_written_in_blocks(tmp_path):
 def test_every_class_of_an_invented_set_can_be_learned():
     m = invented_manifest(2_000, 400)
     assert m.loc[m["split"] == "train", "label"].nunique() == 400 and m["id"].is_unique
+
+
+def test_the_doctor_compares_some_of_very_many_videos(monkeypatch):
+    "The copy of the video that is asked for is found, another one is not, and a line says that."
+    rng, (t, y, x) = np.random.default_rng(0), np.meshgrid(np.arange(24), np.arange(SIDE), np.arange(SIDE), indexing="ij")
+    waves = lambda: sum(np.sin(a * x + b * y + c * t + d) for a, b, c, d in rng.uniform(-.6, .6, (6, 4)) * (1, 1, .2, 5))
+    pictures = [(128 + 20 * waves()).astype(np.uint8).reshape(24, -1) for _ in range(4)]
+    manifest = pd.DataFrame({"id": list("abcdef"), "split": ["train"] * 4 + ["val"] * 2, "label": pd.array([0] * 6, "Int64"), "content": list("abcdef"),
+                             "fold": pd.array([pd.NA] * 6, "Int64"), "path": list("abcdef")})
+    looks = [Look(1., 24, 64, p, np.arange(24) / 24, ()) for p in (*pictures, pictures[0], pictures[1])]
+    examined = Examined(Dataset(Path(), manifest, ["x"]), looks, [""] * 6, [])
+    assert [row[4] for row in nearly_twice(examined)] == ["e", "f"]
+    monkeypatch.setattr("hw2.run.doctor.held_out_sample", lambda rows: np.array([5]))
+    assert [row[4:] for row in nearly_twice(examined)] == [("", "looked for of 1 held-out videos, drawn at random"), ("f", "as b in train")]
