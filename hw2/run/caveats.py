@@ -107,8 +107,12 @@ def nearest_background(
     run: Run,
 ) -> Background | None:  # None where nothing labelled is held out
     "What the background alone gives away in the run's split or folds; raises `FileNotFoundError` where no thumbnails were kept."
-    m, seen = thumbnails_of(run)
-    return background(np.stack([median_background(u.units) for u in seen]), m, len(run.classes)) if len(seen) else None
+    return run.once("background", lambda: _nearest_background(*thumbnails_of(run), len(run.classes)))
+
+
+def _nearest_background(m: pd.DataFrame, seen: Sequence[Units], classes: int) -> Background | None:
+    "What `nearest_background` keeps."
+    return background(np.stack([median_background(u.units) for u in seen]), m, classes) if len(seen) else None
 
 
 def given_away(
