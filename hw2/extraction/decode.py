@@ -51,12 +51,13 @@ def prepare_video(
     with ExitStack() as stack:
         files = {f: stack.enter_context(open(f"{spool}-{f}", "wb")) for f in extractors}
         for position, frame in decode(video, np.concatenate([at.ravel() for _, at in plan.values()])):
+            prepared = {}  # by function: entries with the same network share it
             for f, e in extractors.items():
                 if position not in slots[f]: continue
-                prepared = np.ascontiguousarray(e.prepare(frame))
+                if e.prepare not in prepared: prepared[e.prepare] = np.ascontiguousarray(e.prepare(frame))
                 for slot in slots[f][position]:
-                    files[f].seek(int(slot) * prepared.nbytes)
-                    files[f].write(prepared)
+                    files[f].seek(int(slot) * prepared[e.prepare].nbytes)
+                    files[f].write(prepared[e.prepare])
     return {f: Spooled(files[f].name, t[:, 0], (len(t), *extractors[f].unit_shape), extractors[f].unit_dtype) for f, (t, _) in plan.items()}
 
 

@@ -278,4 +278,5 @@ class EmbeddingExtractor:
             what = f"{self.backbone.name} does not accept {self.kind} of {' x '.join(map(str, shape))}"
             raise WeightsError(f"{self.backbone.file or self.backbone.weights}: {what}: {str(e).splitlines()[0]}") from e
 
-    def prepare(self, rgb: np.ndarray) -> np.ndarray: return self.backbone.prepare(rgb)  # (h, w, 3) uint8 -> (3, H, W) uint8
+    @property
+    def prepare(self) -> Callable[[np.ndarray], np.ndarray]: return self.backbone.prepare  # (h, w, 3) uint8 -> (3, H, W) uint8

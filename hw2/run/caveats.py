@@ -94,8 +94,12 @@ def nearest_background(
     run: Run,
 ) -> Background | None:  # None where nothing labelled is held out
     "What the background alone gives away in the run's split or folds; raises `FileNotFoundError` where no thumbnails were kept."
-    m, seen = thumbnails_of(run)
-    return background(np.stack([median_background(u.units) for u in seen]), m, len(run.classes)) if len(seen) else None
+    return run.once("background", lambda: _nearest_background(*thumbnails_of(run), len(run.classes)))
+
+
+def _nearest_background(m: pd.DataFrame, seen: Sequence[Units], classes: int) -> Background | None:
+    "What `nearest_background` keeps."
+    return background(np.stack([median_background(u.units) for u in seen]), m, classes) if len(seen) else None
 
 
 def given_away(
@@ -114,7 +118,7 @@ def pretrained_on_classes(
 ) -> list[str]:  # Markdown, a paragraph for each network
     "Which of the set's classes the pretrained networks' own data set has, by name."
     entries, names, says = run.params["features"], run.classes, []
-    for f in [f for f in run.features if entries[f].get("weights") not in (None, "random", "bundled")]:
+    for f in [f for f in run.main_features if entries[f].get("weights") not in (None, "random", "bundled")]:
         from hw2.classifier.zero_shot import categories, match_names  # here, for torchvision takes seconds to import
         known = categories(entries[f]["backbone"], entries[f]["weights"])
         both = [names[i] for i in match_names(names, known)]
@@ -170,7 +174,7 @@ def looked_at(
     run: Run,
 ) -> list[str]:  # Markdown
     "What was decided on the videos that are then scored, and how far the videos are independent."
-    metrics, params, says = {f: run.metrics[f] for f in run.features}, run.params, []
+    metrics, params, says = {f: run.metrics[f] for f in run.main_features}, run.params, []
     m = run.manifest
     if params["folds"]:
         says.append("**Held out once.** No decision is made on the videos that a score is measured on: with folds the number of epochs is fixed, "
@@ -196,7 +200,7 @@ def caveats(
     run: Run,
 ) -> str:  # Markdown, a list
     "What to keep in mind when reading this run's figures."
-    metrics, params, says = {f: run.metrics[f] for f in run.features}, run.params, []
+    metrics, params, says = {f: run.metrics[f] for f in run.main_features}, run.params, []
     if random := [run.display_name(f) for f in metrics if untrained(params, f)]:
         says.append(f"**Untrained networks.** The weights behind {' and '.join(random)} are random. Their results show that the program runs; "
                     "they say nothing about a trained network.")

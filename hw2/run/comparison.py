@@ -32,7 +32,7 @@ def compared(
 ) -> str:  # Markdown, a list; nothing for a single feature
     "Each difference, its interval, and whether it is more than chance; of more than `MANY` features only those with the best one."
     says, table = [], run.differences
-    if len(run.features) > MANY:
+    if len(run.main_features) > MANY:
         best = run.display_name(run.best)
         table = table[(table["a"] == best) | (table["b"] == best)]
     for _, r in table.iterrows():

@@ -28,7 +28,7 @@ from ..data.split import cv_splits
 from ..extraction.cluster import cluster_client, needs_dask
 from ..extraction.compute import local_chunks
 from ..extraction.decode import worker_pool
-from ..extraction.extract import duration_of, missing_chunks, stop_at, stores_of, unreadable
+from ..extraction.extract import duration_of, missing_chunks, stop_at, stores_of, unreadable, with_reversed
 from ..extraction.store import Units, stored_outcomes
 from ..extraction.vectors import vector_units
 from ..extraction.workers import is_transient
@@ -65,7 +65,7 @@ def plan(params: dict) -> Plan:
     dataset = load_dataset(params)
     m = dataset.manifest
     cv_splits(m, dataset.classes)
-    stores = stores_of(params)
+    stores = stores_of(with_reversed(params))
     vectors = {f: vector_units(entry, m, dataset.root) for f, entry in params["features"].items() if entry["kind"] == "vectors"}
     todo, missing = missing_chunks(m, stores), unreadable(dataset, {}) if stores else m[:0].assign(cause="")
     if params["on_error"] == "stop": stop_at(missing)
@@ -130,7 +130,7 @@ def extraction_seconds(
     chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, sample).astype(int))]
     wanted = {f: found.stores[f][0] for _, features in found.todo for f in features}
     begun = time.perf_counter()
-    with worker_pool(found.params) as pool:
+    with worker_pool(with_reversed(found.params)) as pool:
         for part in (chosen.head(1), chosen):  # the first starts the workers and builds the networks
             start = time.perf_counter()
             for _ in local_chunks([(part, list(wanted))], found.dataset.root, wanted, pool): pass

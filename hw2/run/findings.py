@@ -31,7 +31,7 @@ def not_counted(
         here = rows[rows["split"] == split]
         gone = _gone(run, here, feature)
         if not (n := int(gone.sum())): continue
-        worst = {f: np.trace(C) / (C.sum() + m) for f in ([feature] if feature else run.features)
+        worst = {f: np.trace(C) / (C.sum() + m) for f in ([feature] if feature else run.main_features)
                  for C, m in [(run.confusion(f, split), int((_gone(run, here, f) & here["label"].notna()).sum()))] if C.sum() and m}
         shares = ", ".join(f"{v:.4f}" if feature else f"{run.display_name(f)} {v:.4f}" for f, v in worst.items())
         says.append(f"{n:,} of {len(here):,} {run.split_name(split)} videos could not be read and {'are' if n > 1 else 'is'} not counted"
@@ -178,5 +178,5 @@ def contents(
     "The report's sections and features."
     sections = ["1. Introduction", "2. Dataset", "3. Model", "4. Experiment", "5. Conclusion"]
     link = lambda heading, name=None: f"[{name or heading}](#{heading.replace(' ', '-')})"
-    features = ", ".join(link(f, one_line(run.display_name(f))) for f in run.features)
+    features = ", ".join(link(f, one_line(run.display_name(f))) for f in run.main_features)
     return "\n".join(f"- {link(s)}" + (f": {features}" if s.startswith("4") else "") for s in sections)

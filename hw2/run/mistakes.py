@@ -19,7 +19,7 @@ from .run import Run
 # %% ../../nbs/7_run/75b_mistakes.ipynb #da2deead
 def _same_videos(run: Run) -> tuple[dict[str, pd.Series], pd.Series]:  # by display name: predictions; labels; all with the index `id`
     "The labelled videos of the evaluation split that every feature predicts."
-    rows = {run.display_name(f): run.labelled_predictions(f).set_index("id") for f in run.features}
+    rows = {run.display_name(f): run.labelled_predictions(f).set_index("id") for f in run.main_features}
     ids = reduce(lambda a, b: a.intersection(b, sort=False), (r.index for r in rows.values()))
     return {name: r.loc[ids, "pred"].astype(int) for name, r in rows.items()}, next(iter(rows.values())).loc[ids, "label"]
 

@@ -14,12 +14,13 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from ..classifier.fold import all_finite
-from ..classifier.mlp import build_mlp, probabilities
+from ..classifier.mlp import probabilities
+from ..classifier.reversed import fitted_classifiers
 from ..core.params import FUSIONS, fused
 from ..data.dataset import content_hash
 from ..extraction.compute import local_chunks
 from ..extraction.decode import worker_pool
-from ..extraction.fusion import join_units, pooler_of
+from ..extraction.fusion import join_units
 from ..extraction.store import Units
 from ..features.catalogue import extractors_of
 from .record import RunError, outcomes
@@ -33,14 +34,7 @@ def classifiers(
     "The fitted poolers and MLPs of a run; raises `FileNotFoundError` where the feature was not trained."
     file = run.folder/feature/"model.safetensors"
     if not file.is_file(): raise FileNotFoundError(f"{file}: not there; train {feature} in this run first")
-    state = load_file(file)
-    for name in sorted({k.split(".")[0] for k in state}):
-        named = lambda kind, of=name: {k.removeprefix(f"{of}.{kind}."): v for k, v in state.items() if k.startswith(f"{of}.{kind}.")}
-        pooler = pooler_of(feature, run.params).load({k: v.numpy() for k, v in named("pool").items()})
-        layers = named("mlp")
-        model = build_mlp(layers["0.weight"].shape[1], len(run.classes), layers["0.weight"].shape[0], run.params["classifier"]["dropout"])
-        model.load_state_dict(layers)
-        yield pooler, model.eval()
+    yield from fitted_classifiers(feature, load_file(file), len(run.classes), run.params).values()
 
 # %% ../../nbs/7_run/82_predict.ipynb #62e6c63e
 def own_video(

@@ -9,6 +9,7 @@ __all__ = ['calibrations', 'calibration_in_words', 'plot_calibration']
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ..core.params import FUSIONS
 from ..evaluation.calibration import calibration_table, confidence_sentence, labelled_probabilities, reliability
 from ..report.reliability import plot_reliability
 from ..report.tables import one_line
@@ -18,7 +19,7 @@ from .run import Run
 def _measured(run: Run) -> list[tuple[str, pd.DataFrame, str, pd.DataFrame]]:  # display name, row of the table, sentence, reliability curve
     "What is known of every feature's and fusion's probabilities, which are read once and not kept; nothing where no label is known."
     found = []
-    for f in run.metrics:
+    for f in [*run.main_features, *(f for f in FUSIONS if f in run.metrics)]:
         rows, name = run.predictions(f), run.display_name(f)
         p, y = labelled_probabilities(rows[rows["split"] == run.evaluation_split])
         if len(y): found.append((name, calibration_table({name: (p, y)}), confidence_sentence(one_line(name), p, y), reliability(p, y)))

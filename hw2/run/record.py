@@ -198,8 +198,9 @@ def record_skipped(
 
 def _remove_results(run: Path) -> None:
     "Remove what was learned, and what was drawn of it."
-    for old in [run/"metrics.json", *run.glob("submission_*.csv"), *run.glob("figures/*"), *run.glob("*/predictions.csv"), *run.glob("*/history.csv"),
-                *run.glob("*/model.safetensors"), *run.glob("*/*.parquet")]: old.unlink(missing_ok=True)
+    of_features = ("predictions.csv", "reversed.csv", "history.csv", "model.safetensors", "*.parquet")
+    patterns = ["metrics.json", "submission_*.csv", "figures/*", *(f"*/{name}" for name in of_features)]
+    for old in [path for pattern in patterns for path in run.glob(pattern)]: old.unlink(missing_ok=True)
 
 # %% ../../nbs/7_run/70_record.ipynb #06997c5f
 def outcomes(params: Mapping) -> list[str]:

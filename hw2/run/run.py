@@ -25,7 +25,7 @@ from ..classifier.fold import pool_videos
 from ..classifier.probes import majority
 from ..core.cards import find_card
 from ..core.lazy import LazySequence
-from ..core.params import FUSIONS, display_name, is_control, is_network, untrained, videos_root
+from ..core.params import FUSIONS, display_name, is_control, is_network, main_features, untrained, videos_root
 from ..data.dataset import read_classes, read_manifest
 from ..demo.videos import REVERSALS
 from ..evaluation.metrics import confusion_matrix
@@ -137,6 +137,11 @@ class RunFiles(ReadOnce):
     def features(self) -> list[str]:
         "The trained features, without the fusions."
         return [f for f in self.metrics if f not in FUSIONS]
+
+    @property
+    def main_features(self) -> list[str]:
+        "The trained features that are no control of another one."
+        return [f for f in main_features(self.params) if f in self.metrics]
 
     @property
     def record(self) -> dict:
@@ -270,8 +275,8 @@ class RunComparison(RunTables):
 
     @cached_property
     def differences(self) -> pd.DataFrame:
-        "Every two features on the same videos, as `hw2.report.scores.differences` has them."
-        names = [self.display_name(f) for f in self.features]
+        "Every two features on the same videos, as `hw2.report.scores.differences` has them; controls stand in `hw2.run.controls`."
+        names = [self.display_name(f) for f in self.main_features]
         return scores.differences({split: self.correct(split)[names] for split in ("val", "test")}, self.every_top1())
 
     @cached_property
@@ -283,7 +288,7 @@ class RunComparison(RunTables):
 
     def reversals(self) -> pd.DataFrame:
         "Of the demo's pairs that differ in the direction of time: the correct ones of those predicted as either class."
-        return scores.reversals({self.display_name(f): self.confusion(f, "val") + self.confusion(f, "test") for f in self.features}, self.classes, REVERSALS)
+        return scores.reversals({self.display_name(f): self.confusion(f, "val") + self.confusion(f, "test") for f in self.main_features}, self.classes, REVERSALS)
 
 # %% ../../nbs/7_run/73_run.ipynb #432fe42b
 class RunVectors(RunComparison):
@@ -327,7 +332,7 @@ class RunPlots(RunVectors):
 
     def plot_mlp(self) -> Axes:
         "The classifier and its sizes."
-        dims = {self.display_name(f): self.metrics[f]["dim"] for f in self.features}
+        dims = {self.display_name(f): self.metrics[f]["dim"] for f in self.main_features}
         return plot_mlp(dims, self.params["classifier"]["hidden"], len(self.classes), self.params["classifier"]["dropout"])
 
     def places(self, feature: str) -> tuple[pd.DataFrame, str]:  # id, label, x, y; the map's title
@@ -351,7 +356,7 @@ class RunPlots(RunVectors):
 
     def plot_recalls(self) -> Axes | None:
         "Each class's recall, all features beside each other."
-        table = recalls_by_feature({self.display_name(f): self.confusion(f) for f in self.features}, self.classes)
+        table = recalls_by_feature({self.display_name(f): self.confusion(f) for f in self.main_features}, self.classes)
         return plot_recalls(table) if len(table) else None
 
     def plot_seeds(self) -> Axes | None:
