@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_engines', 'embed_batches', 'prepare_inputs', 'relative_difference', 'layer_shares', 'default_against_plain',
-           'count_flops', 'extract_into_new_store', 'extract_in_new_process', 'standard_pool', 'extract_with',
-           'preparation_seconds', 'sample_descriptors', 'inertia', 'write_vectors_run']
+           'extract_into_new_store', 'extract_in_new_process', 'standard_pool', 'extract_with', 'preparation_seconds',
+           'sample_descriptors', 'inertia', 'write_vectors_run']
 
 # %% ../../nbs/benchmark/3_workloads.ipynb #983d2734
 import multiprocessing
@@ -22,8 +22,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .clips import unlabelled_set
 from ..core.devices import cores, one_thread
@@ -125,16 +123,6 @@ def default_against_plain(
     def plain() -> None:
         for item in items: backbone.network(item[None])
     return {"baseline": plain, "ours": partial(embed_batches, extractor, x)}, n
-
-# %% ../../nbs/benchmark/3_workloads.ipynb #acfc3a47
-@torch.no_grad()
-def count_flops(
-    network: nn.Module,
-    item: torch.Tensor,  # (3, H, W) or (3, t, H, W)
-) -> int:
-    "Multiplications and additions for one item, in convolutions and matrix products."
-    with FlopCounterMode(display=False) as counter: network(item.unsqueeze(0))
-    return counter.get_total_flops()
 
 # %% ../../nbs/benchmark/3_workloads.ipynb #d9e520a6
 def extract_into_new_store(

@@ -37,6 +37,7 @@ class Result:
     state: dict[str, torch.Tensor]  # "<fold>.pool.*" and "<fold>.mlp.*" of the first seed
     metrics: dict  # the feature's entry in metrics.json
     fit_seconds: float  # the MLPs' trainings, all seeds together
+    out_of_fold: pd.DataFrame | None = None  # training videos, columns as in `predictions`; None with folds, for controls and fusions
 
     @property
     def predictions(self) -> pd.DataFrame:  # id, split, fold, label, pred, p_0 .. p_{k-1}
@@ -86,8 +87,18 @@ def _result(
         "untrained": untrained(params, feature), "skipped": skipped,
         "logistic_regression": top1_by_split(predicted, found.baseline()) | ({"fitted": sample} if sample else {}),
         "seeds": [{"seed": s} | top1_by_split(predicted, p.argmax(1)) for s, p in zip(seeds, found.p)]}
+    if found.folds[0].inside: metrics["temperature"] = {f.name: f.inside.temperature for f in found.folds}
     state = {f"{f.name}.{k}": v for f in found.folds for k, v in f.state().items()}
-    return Result(manifest, found.X, found.rows, found.p, seeds, history, state, metrics, round(sum(f.seconds for f in found.folds), 2))
+    return Result(manifest, found.X, found.rows, found.p, seeds, history, state, metrics, round(sum(f.seconds for f in found.folds), 2),
+                  _out_of_fold_table(found, manifest))
+
+
+def _out_of_fold_table(found: CombinedFolds, manifest: pd.DataFrame) -> pd.DataFrame | None:
+    "The out-of-fold probabilities of one split's training videos; with folds the predictions themselves are out of fold."
+    inside = found.folds[0].inside
+    if len(found.folds) > 1 or inside is None: return None
+    facts = manifest[["id", "split", "fold", "label"]].iloc[inside.rows].reset_index(drop=True).assign(pred=inside.p.argmax(1))
+    return pd.concat([facts, pd.DataFrame(inside.p, columns=[f"p_{k}" for k in range(inside.p.shape[1])])], axis=1)
 
 # %% ../../nbs/5_classifier/55_train.ipynb #2d60812d
 def add_zero_shot(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..classifier.fold import is_checked
 from ..classifier.train import Result
 from ..core.files import write_csv
 from ..core.params import check_params, fused, untrained
@@ -52,8 +53,14 @@ def invented_run(
         p = np.eye(k, dtype=np.float32)[np.where(rng.random(len(y)) < share, y, rng.integers(k, size=len(y)))]
         facts = dict(epochs=3, dim=DIMS.get(f, 64), untrained=untrained(params, f), logistic_regression=top1_by_split(m, rng.integers(k, size=len(y))),
                      seeds=[{"seed": s} | top1_by_split(m, np.where(rng.random(len(y)) < share, y, 0)) for s in seeds])
-        X, rows = np.zeros((len(m), DIMS.get(f, 64)), np.float32), np.flatnonzero(m["split"] != "train")
-        save_result(run, f, Result(m, X, rows, np.stack([p[rows]] * len(seeds)), seeds, history, {}, feature_metrics(m, p, names) | facts, 2.25))
+        X, rows, training = np.zeros((len(m), DIMS.get(f, 64)), np.float32), np.flatnonzero(m["split"] != "train"), m["split"] == "train"
+        found, out_of_fold = feature_metrics(m, p, names) | facts, None
+        if is_checked(f, params):
+            found["temperature"] = dict.fromkeys(map(str, range(params["folds"] or 0)), 1.) or {"all": 1.}
+            if params["folds"] is None:
+                known = m.loc[training, ["id", "split", "fold", "label"]].assign(pred=p[training].argmax(1)).reset_index(drop=True)
+                out_of_fold = known.join(pd.DataFrame(p[training], columns=[f"p_{i}" for i in range(k)]))
+        save_result(run, f, Result(m, X, rows, np.stack([p[rows]] * len(seeds)), seeds, history, {}, found, 2.25, out_of_fold))
         add_record(run, stages={f"train_{f}": dict(seconds=3.4, peak_memory_gb=.8, fit_seconds=2.25)})
     if fused(params): save_late(run, names)
     return run

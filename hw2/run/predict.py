@@ -18,6 +18,7 @@ from ..classifier.mlp import probabilities
 from ..classifier.reversed import fitted_classifiers
 from ..core.params import FUSIONS, fused
 from ..data.dataset import content_hash
+from ..evaluation.calibration import apply_temperature, mean_temperature
 from ..extraction.compute import local_chunks
 from ..extraction.decode import worker_pool
 from ..extraction.fusion import join_units
@@ -67,9 +68,10 @@ def predict(
     models = {f: list(classifiers(run, f)) for f in outcomes(params) if f not in ("late", *without)}
     own = [own_video(run.manifest, content_hash(Path(c)), params["folds"], params["classifier"]["patience"]) for c in clips]
     top1 = {f: m[f"{run.held_out_split}_top1"] for f, m in run.metrics.items()}
+    temperatures = [mean_temperature(run.metrics[f].get("temperature", {})) for f in together]
     for clip, of_run, units in zip(clips, own, units_of(params, clips)):
         answers = {f: answer(units[f], fitted) for f, fitted in models.items()}
-        if together and not without.keys() & set(FUSIONS): answers["late"] = _mean([answers[f] for f in together])
+        if together and not without.keys() & set(FUSIONS): answers["late"] = _mean([answers[f] for f in together], temperatures)
         for f, (p, error) in answers.items():
             label, sure = ("", np.nan) if error else (run.classes[p.argmax()], float(p.max()))
             rows.append((str(clip), run.display_name(f), label, sure, np.nan if top1[f] is None else top1[f], of_run, error))
@@ -107,7 +109,7 @@ def answer(
     return np.mean([probabilities(model, pooler.transform([units.units]))[0] for pooler, model in fitted], axis=0), ""
 
 
-def _mean(answers: list[tuple]) -> tuple[np.ndarray | None, str]:
-    "Late fusion of what `answer` gave of one clip."
+def _mean(answers: list[tuple], temperatures: list[float]) -> tuple[np.ndarray | None, str]:
+    "Late fusion of what `answer` gave of one clip, each feature's probabilities at its temperature."
     error = next((error for _, error in answers if error), "")
-    return (None, error) if error else (np.mean([p for p, _ in answers], axis=0), "")
+    return (None, error) if error else (np.mean([apply_temperature(p[None], t)[0] for (p, _), t in zip(answers, temperatures)], axis=0), "")

@@ -198,8 +198,7 @@ def record_skipped(
 
 def _remove_results(run: Path) -> None:
     "Remove what was learned, and what was drawn of it."
-    of_features = ("predictions.csv", "reversed.csv", "history.csv", "model.safetensors", "*.parquet")
-    patterns = ["metrics.json", "submission_*.csv", "figures/*", *(f"*/{name}" for name in of_features)]
+    patterns = ("metrics.json", "suspects.csv", "submission_*.csv", "figures/*", "*/*.csv", "*/*.safetensors", "*/*.parquet")
     for old in [path for pattern in patterns for path in run.glob(pattern)]: old.unlink(missing_ok=True)
 
 # %% ../../nbs/7_run/70_record.ipynb #06997c5f

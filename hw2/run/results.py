@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from ..classifier.train import Result
 from ..core.files import atomic_write, write_csv, write_json
 from ..core.params import FUSIONS, fused, untrained
+from ..evaluation.calibration import calibrated
 from ..evaluation.predictions import feature_metrics, seed_top1s
 from ..extraction.fusion import average_probabilities
 from .record import run_params
@@ -83,6 +84,7 @@ def save_result(
     folder = run/feature
     _keep_predictions(folder, result.every_seed())
     write_csv(folder/"history.csv", result.history)
+    if result.out_of_fold is not None: write_csv(folder/"out_of_fold.csv", result.out_of_fold)
     write_vectors(folder/"vectors.parquet", result.manifest, result.X)
     with atomic_write(folder/"model.safetensors") as tmp: save_file(result.state, tmp)
     _keep_metrics(run, feature, result.metrics)
@@ -108,17 +110,21 @@ def save_late(
     run: Path,
     classes: list[str],
 ) -> pd.DataFrame:  # its predictions, by the first seed
-    "Average the probabilities of the features that are fused, seed by seed, and write `late/` and its entry in metrics.json."
-    params, top1 = run_params(run), []
-    of_seed = lambda f, s: pd.read_parquet(run/f/"seeds.parquet", filters=[("seed", "==", s)])
+    "Average the calibrated probabilities of the features that are fused, seed by seed, and write `late/` and its entry in metrics.json."
+    params, top1, plain = run_params(run), [], []
+    known = json.loads((run/"metrics.json").read_text(encoding="utf-8"))
+    temperatures = {f: known[f].get("temperature", {}) for f in fused(params)}
 
     def every_seed() -> Iterator[pd.DataFrame]:
         for s in params["classifier"]["seeds"]:
-            table = average_probabilities([of_seed(f, s) for f in fused(params)])
+            tables = {f: pd.read_parquet(run/f/"seeds.parquet", filters=[("seed", "==", s)]) for f in temperatures}
+            if any(temperatures.values()): plain.extend(seed_top1s(average_probabilities([*tables.values()])))
+            table = average_probabilities([calibrated(t, temperatures[f]) for f, t in tables.items()])
             top1.extend(seed_top1s(table))
             yield table
 
     first = _keep_predictions(run/"late", every_seed())
     p = first[[f"p_{k}" for k in range(len(classes))]].to_numpy()
-    _keep_metrics(run, "late", feature_metrics(first, p, classes) | {"untrained": untrained(params, "late"), "seeds": top1})
+    facts = {"untrained": untrained(params, "late"), "seeds": top1} | ({"without_temperature": plain} if plain else {})
+    _keep_metrics(run, "late", feature_metrics(first, p, classes) | facts)
     return first
