@@ -198,7 +198,8 @@ def record_skipped(
 
 def _remove_results(run: Path) -> None:
     "Remove what was learned, and what was drawn of it."
-    for old in [run/"metrics.json", *run.glob("submission_*.csv"), *run.glob("figures/*"), *run.glob("*/predictions.csv"), *run.glob("*/history.csv"),
+    for old in [run/"metrics.json", *run.glob("submission_*.csv"), *run.glob("figures/*"),
+                *(f for table in ("predictions", "history", "probes", "learning_curve") for f in run.glob(f"*/{table}.csv")),
                 *run.glob("*/model.safetensors"), *run.glob("*/*.parquet")]: old.unlink(missing_ok=True)
 
 # %% ../../nbs/7_run/70_record.ipynb #06997c5f
