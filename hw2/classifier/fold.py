@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,11 @@ from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from threadpoolctl import threadpool_limits
 
 from ..core.devices import cores
+from .attentive import unit_vectors
+from .learning_curve import combine_curves, has_curve, largest_class, learning_curve
 from .mlp import MLP, probabilities
 from .out_of_fold import InnerCheck, check_inside
-from .probes import fitted_videos, logistic_regression
+from .probe_fits import combine_labels, fit_probes, probes_of
 from .stacked import fit_together, mlps_of
 from ..core.lazy import LazySequence, blocks
 from ..core.params import fused, is_control
@@ -112,9 +114,9 @@ class FittedFold:
     mlps: list[MLP]  # fitted, one for each seed
     poolers: list[Pooler]  # one for each seed, or a single one for all
     X: np.ndarray  # (poolers, n, dim) float32 vectors of all usable videos
-    baseline: np.ndarray  # (n,) labels by logistic regression on the first seed's vectors
     seconds: float  # the MLPs' training, all seeds together
-    sample: int | None = None  # training videos that the baseline was fitted on; None: all
+    probes: dict[str, tuple[np.ndarray, dict] | None] = field(default_factory=dict)  # from `fit_probes`, on the first seed's vectors: labels of all but the training videos
+    curve: pd.DataFrame | None = None  # from `learning_curve`, on the same vectors
     inside: InnerCheck | None = None  # out-of-fold probabilities of the training videos, and the temperature; None: not wanted
 
     def state(self) -> dict[str, torch.Tensor]: return learned_state(self.poolers[0], self.mlps[0])  # the first seed's pooler and MLP, as saved
@@ -140,7 +142,7 @@ def fit_fold(
     split: tuple[int | None, np.ndarray, np.ndarray],  # from `cv_splits`: fold, positions of the training rows, of the held-out rows
     params: dict,  # all parameters of the run
 ) -> FittedFold:
-    "Vocabulary, vectors and MLPs of one split; raises `FeatureError` for vectors with NaN or infinity."
+    "Vocabulary, vectors, MLPs and probes of one split; raises `FeatureError` for vectors with NaN or infinity."
     fold, train, held = split
     poolers = fit_poolers(feature, params, LazySequence(videos.__getitem__, train.tolist()))
     X, y = pool_videos(poolers, videos), manifest["label"].fillna(-1).to_numpy(np.int64)  # (s or 1, n, dim), (n,)
@@ -149,9 +151,13 @@ def fit_fold(
     start = time.perf_counter()
     mlps = fit_together(mlps_of(params), X, y[learn], X[:, stop], y[stop], range(len(classes)), learn)
     seconds = time.perf_counter() - start
-    baseline, n = logistic_regression(X[0], y, train), fitted_videos(len(train), len(classes))
+    rows, first = np.setdiff1d(np.arange(len(y)), train), mlps[0]
+    probes = fit_probes(probes_of(feature, params), X[0], unit_vectors(poolers[0], videos), y, manifest["group"].to_numpy(), train, rows, len(classes),
+                        first.random_state, first.device)
+    curve = learning_curve(X[0], y, train, rows if fold is None else held, manifest["split"].to_numpy(), largest_class(manifest), len(classes),
+                           params) if has_curve(feature, params) else None
     inside = check_inside(X[0], manifest, train, len(classes), params) if is_checked(feature, params) else None
-    return FittedFold("all" if fold is None else str(fold), held, mlps, poolers, X, baseline, seconds, n if n < len(train) else None, inside)
+    return FittedFold("all" if fold is None else str(fold), held, mlps, poolers, X, seconds, probes, curve, inside)
 
 # %% ../../nbs/5_classifier/54_fold.ipynb #572847f6
 class CombinedFolds:
@@ -167,7 +173,7 @@ class CombinedFolds:
         self.p = np.zeros((seeds, len(rows), classes), np.float32)
 
     def add(self, fold: FittedFold) -> None:
-        "Take a fold's predictions, vectors and baseline; the vectors of what no fold held out are the first fold's."
+        "Take a fold's predictions, vectors and probes; the vectors of what no fold held out are the first fold's."
         mine = np.union1d(fold.held, self.others)
         at, held = np.searchsorted(self.rows, mine), np.isin(mine, fold.held)
         for i, p in enumerate(self.p):
@@ -180,9 +186,11 @@ class CombinedFolds:
         self.folds.append(replace(fold, X=fold.X[:, :0], inside=inside))
         if len(self.folds) == self.splits: self.p[:, np.searchsorted(self.rows, self.others)] /= self.splits
 
-    def baseline(self) -> np.ndarray:  # (m,) labels of `rows`: by the fold that held the video out, else the most frequent one
-        "Logistic regression's labels."
-        found = np.stack([f.baseline[self.rows] for f in self.folds])
-        labels = found[0] if len(found) == 1 else np.array([np.bincount(votes).argmax() for votes in found.T])
-        for f in self.folds: labels[np.searchsorted(self.rows, f.held)] = f.baseline[f.held]
-        return labels
+    def probe_labels(self) -> dict[str, np.ndarray | None]:  # by probe: (m,) labels of `rows`; None where a fold lacks it
+        "The probes' labels."
+        each = {name: [f.probes[name] and (np.union1d(f.held, self.others), f.probes[name][0], f.held) for f in self.folds] for name in self.folds[0].probes}
+        return {name: combine_labels(folds, self.rows) if all(folds) else None for name, folds in each.items()}
+
+    def curve(self) -> pd.DataFrame | None:
+        "The learning curve over all folds."
+        return None if self.folds[0].curve is None else combine_curves([f.curve for f in self.folds])

@@ -37,6 +37,8 @@ class Result:
     state: dict[str, torch.Tensor]  # "<fold>.pool.*" and "<fold>.mlp.*" of the first seed
     metrics: dict  # the feature's entry in metrics.json
     fit_seconds: float  # the MLPs' trainings, all seeds together
+    probes: pd.DataFrame | None = None  # id, split, fold, label, and each classifier's labels: mlp (the first seed's), logistic, ...; None: there are none beside the MLP
+    curve: pd.DataFrame | None = None  # from `learning_curve`; None: not wanted
     out_of_fold: pd.DataFrame | None = None  # training videos, columns as in `predictions`; None with folds, for controls and fusions
 
     @property
@@ -81,16 +83,15 @@ def _result(
     seeds, predicted = params["classifier"]["seeds"], manifest.iloc[found.rows].reset_index(drop=True)
     history = pd.concat([f.mlps[i].history_.assign(seed=s, fold=None if f.name == "all" else int(f.name)) for i, s in enumerate(seeds) for f in found.folds],
                         ignore_index=True)[["seed", "fold", *HISTORY]].astype({"fold": "Int64"})
-    sample = found.folds[0].sample
     metrics = feature_metrics(predicted, found.p[0], classes) | {
         "epochs": round(float(np.mean([len(f.mlps[0].history_) for f in found.folds]))), "dim": found.X.shape[1],
         "untrained": untrained(params, feature), "skipped": skipped,
-        "logistic_regression": top1_by_split(predicted, found.baseline()) | ({"fitted": sample} if sample else {}),
         "seeds": [{"seed": s} | top1_by_split(predicted, p.argmax(1)) for s, p in zip(seeds, found.p)]}
     if found.folds[0].inside: metrics["temperature"] = {f.name: f.inside.temperature for f in found.folds}
+    if labels := found.probe_labels(): metrics["probes"] = _probe_metrics(found, labels, predicted)
     state = {f"{f.name}.{k}": v for f in found.folds for k, v in f.state().items()}
     return Result(manifest, found.X, found.rows, found.p, seeds, history, state, metrics, round(sum(f.seconds for f in found.folds), 2),
-                  _out_of_fold_table(found, manifest))
+                  _probe_table(found, labels, predicted) if labels else None, found.curve(), _out_of_fold_table(found, manifest))
 
 
 def _out_of_fold_table(found: CombinedFolds, manifest: pd.DataFrame) -> pd.DataFrame | None:
@@ -99,6 +100,17 @@ def _out_of_fold_table(found: CombinedFolds, manifest: pd.DataFrame) -> pd.DataF
     if len(found.folds) > 1 or inside is None: return None
     facts = manifest[["id", "split", "fold", "label"]].iloc[inside.rows].reset_index(drop=True).assign(pred=inside.p.argmax(1))
     return pd.concat([facts, pd.DataFrame(inside.p, columns=[f"p_{k}" for k in range(inside.p.shape[1])])], axis=1)
+
+
+def _probe_metrics(found: CombinedFolds, labels: dict, predicted: pd.DataFrame) -> dict:  # by probe: val_top1, test_top1, chosen (by fold); None: it cannot be had
+    "What each probe reaches, and the settings that were chosen for it."
+    chosen = lambda name: {f.name: f.probes[name][1] for f in found.folds}
+    return {name: None if of_one is None else top1_by_split(predicted, of_one) | {"chosen": chosen(name)} for name, of_one in labels.items()}
+
+
+def _probe_table(found: CombinedFolds, labels: dict, predicted: pd.DataFrame) -> pd.DataFrame:
+    "Every classifier's labels, the MLP's among them, of the videos that were not trained on."
+    return predicted[["id", "split", "fold", "label"]].assign(mlp=found.p[0].argmax(1), **{name: of_one for name, of_one in labels.items() if of_one is not None})
 
 # %% ../../nbs/5_classifier/55_train.ipynb #2d60812d
 def add_zero_shot(

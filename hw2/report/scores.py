@@ -163,8 +163,8 @@ def summary(
     single = {f: m for f, m in metrics.items() if f not in FUSIONS}
     rows += [{k: m[k] for k in ("n_val", "n_test")} | m["zero_shot"] | {"feature": f"zero-shot ({f}, {m['zero_shot']['classes']} of {classes} classes)"}
              for f, m in single.items() if "zero_shot" in m]
-    lines = [{k: m[k] for k in ("dim", "n_val", "n_test")} | m["logistic_regression"]
-             | {"feature": f"logistic regression ({names[f].replace(' (', ', ').rstrip(')')})"} for f, m in single.items() if m.get("logistic_regression")]
+    lines = [{k: m[k] for k in ("dim", "n_val", "n_test")} | linear | {"feature": f"logistic regression ({names[f].replace(' (', ', ').rstrip(')')})"}
+             for f, m in single.items() if (linear := m.get("probes", {}).get("logistic"))]
     df = pd.DataFrame([*rows, {"feature": "majority class"} | dict(majority), *lines]).reindex(columns=SUMMARY)
     df.loc[df["test_top1"].isna(), "n_test"] = None
     whole_numbers, ratios = ["dim", "n_val", "n_test"], ["val_top1", "test_top1", "report_val_top1", "report_kaggle"]

@@ -24,6 +24,7 @@ from ..evaluation.metrics import wilson_interval
 from ..extraction.store import Store, Units, read_units
 from ..report.scores import means
 from ..report.tables import one_line
+from .probes import probes_on_samples
 from .run import Run
 
 # %% ../../nbs/7_run/78_caveats.ipynb #44e5d8bc
@@ -212,9 +213,7 @@ def caveats(
         if near and any(run.kind(f) == "clips" for f in bundled): near += " " + worth_of_nearness()
         says.append(f"**Pretrained on drawn clips.** The small networks behind {' and '.join(bundled)} were trained only on clips and frames "
                     f"that this package draws.{near}")
-    if sampled := {f: n for f, m in metrics.items() if (n := (m.get("logistic_regression") or {}).get("fitted"))}:
-        says.append(f"**Logistic regression on a sample.** It was fitted on {min(sampled.values()):,} of the training videos, drawn at random, "
-                    "for its time grows with videos times classes. The MLP was trained on all.")
+    says += probes_on_samples(run)
     says += pretrained_on_classes(run) + looked_at(run) + few_videos(run) + [copied(run), given_away(run)]
     if all(m["test_top1"] is None for m in metrics.values()): says.append("**No test labels.** The test columns are empty because this data has none.")
     theirs = (" The homework report used the number of correctly classified videos, which also depends on how many videos a class has." if run.homework else "")

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..classifier.fold import is_checked
+from ..classifier.learning_curve import DRAWS, has_curve
+from ..classifier.probe_fits import probes_of
 from ..classifier.train import Result
 from ..core.files import write_csv
 from ..core.params import check_params, fused, untrained
@@ -22,6 +24,29 @@ from ..data.split import split_manifest
 from ..evaluation.predictions import feature_metrics, top1_by_split
 from .record import add_record, open_run
 from .results import save_late, save_result
+
+# %% ../../nbs/7_run/72_example.ipynb #152ff2c0
+def invented_labels(
+    probes: Sequence[str],
+    guessed: np.ndarray,  # (n,) labels, logistic regression's
+    y: np.ndarray,  # (n,) true labels
+    share: float,  # of the other probes' labels, how many are right
+) -> dict[str, np.ndarray]:  # (n,) by probe
+    "What probes predict."
+    rng = np.random.default_rng(1)
+    return {name: guessed if name == "logistic" else np.where(rng.random(len(y)) < share, y, guessed) for name in probes}
+
+
+def invented_curve(
+    m: pd.DataFrame,  # rows that were not trained on: split, label
+    k: int,  # classes
+    share: float,  # top-1 with all videos
+) -> pd.DataFrame:  # draw, per_class, n_train, split, right, n
+    "A learning curve that rises with the number of videos, 12 of a class at most."
+    n = m[m["label"].notna()].groupby("split", sort=False).size()
+    rows = [[draw, size, size * k, split, int(count * share * (1 - .8 / (size + draw / 9))), count]
+            for size in (1, 2, 4, 8, 10, 12) for draw in range(DRAWS) for split, count in n.items()]
+    return pd.DataFrame(rows, columns=["draw", "per_class", "n_train", "split", "right", "n"])
 
 # %% ../../nbs/7_run/72_example.ipynb #b1741e75
 DIMS = {"sift": 128, "cnn": 1024, "cnn3d": 512}
@@ -51,7 +76,9 @@ def invented_run(
     history = pd.DataFrame({"seed": 0, "fold": None, "epoch": range(3), "lr": .01} | curves)
     for f, share in zip(params["features"], cycle([.25, .6, .9])):
         p = np.eye(k, dtype=np.float32)[np.where(rng.random(len(y)) < share, y, rng.integers(k, size=len(y)))]
-        facts = dict(epochs=3, dim=DIMS.get(f, 64), untrained=untrained(params, f), logistic_regression=top1_by_split(m, rng.integers(k, size=len(y))),
+        labels = invented_labels(probes_of(f, params), rng.integers(k, size=len(y)), y, share)
+        facts = dict(epochs=3, dim=DIMS.get(f, 64), untrained=untrained(params, f),
+                     probes={name: top1_by_split(m, found) | {"chosen": {"all": {"inner_top1": share}}} for name, found in labels.items()},
                      seeds=[{"seed": s} | top1_by_split(m, np.where(rng.random(len(y)) < share, y, 0)) for s in seeds])
         X, rows, training = np.zeros((len(m), DIMS.get(f, 64)), np.float32), np.flatnonzero(m["split"] != "train"), m["split"] == "train"
         found, out_of_fold = feature_metrics(m, p, names) | facts, None
@@ -60,7 +87,10 @@ def invented_run(
             if params["folds"] is None:
                 known = m.loc[training, ["id", "split", "fold", "label"]].assign(pred=p[training].argmax(1)).reset_index(drop=True)
                 out_of_fold = known.join(pd.DataFrame(p[training], columns=[f"p_{i}" for i in range(k)]))
-        save_result(run, f, Result(m, X, rows, np.stack([p[rows]] * len(seeds)), seeds, history, {}, found, 2.25, out_of_fold))
+        table = m.iloc[rows][["id", "split", "fold", "label"]].assign(mlp=p[rows].argmax(1), **{name: found[rows] for name, found in labels.items()})
+        curve = invented_curve(m.iloc[rows], k, share) if has_curve(f, params) else None
+        save_result(run, f, Result(m, X, rows, np.stack([p[rows]] * len(seeds)), seeds, history, {}, found, 2.25,
+                                   table if labels else None, curve, out_of_fold))
         add_record(run, stages={f"train_{f}": dict(seconds=3.4, peak_memory_gb=.8, fit_seconds=2.25)})
     if fused(params): save_late(run, names)
     return run

@@ -150,7 +150,7 @@ def seeds_table(
     each, known, rows = val(run.every_top1()).groupby("feature")["top1"], val(run.intervals()).set_index("feature"), []
     for name, m in ((run.display_name(f), m) for f, m in run.metrics.items()):
         if name not in known.index: continue
-        top1, linear = each.get_group(name), (m.get("logistic_regression") or {}).get("val_top1")
+        top1, linear = each.get_group(name), m.get("probes", {}).get("logistic", {}).get("val_top1")
         rows.append([name, str(m.get("dim") or ""), ", ".join(f"{v:.3f}" for v in top1), f"{top1.mean():.3f}",
                      "{low:.3f} to {high:.3f}".format(**known.loc[name]), "" if linear is None else f"{linear:.3f}"])
     return pd.DataFrame(rows, columns=["feature", "dim", "each seed", "mean", "95 % interval", "logistic regression"])

@@ -83,8 +83,9 @@ def save_result(
     "Write `<feature>/` and this feature's entry in metrics.json, each file whole."
     folder = run/feature
     _keep_predictions(folder, result.every_seed())
-    write_csv(folder/"history.csv", result.history)
-    if result.out_of_fold is not None: write_csv(folder/"out_of_fold.csv", result.out_of_fold)
+    for name, table in (("history", result.history), ("probes", result.probes), ("learning_curve", result.curve),
+                        ("out_of_fold", result.out_of_fold)):
+        if table is not None: write_csv(folder/f"{name}.csv", table)
     write_vectors(folder/"vectors.parquet", result.manifest, result.X)
     with atomic_write(folder/"model.safetensors") as tmp: save_file(result.state, tmp)
     _keep_metrics(run, feature, result.metrics)
