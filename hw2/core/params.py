@@ -139,7 +139,8 @@ class Params(Settings):
     features: dict[str, dict] = Field({}, description="any number, by name; `hw2 features` lists those that need no description")
     fuse: list[str] | None = Field(None, description="the features that are fused; null: all that are no control")
     classifier: Classifier = Field(Classifier(), description="the MLP that is trained on each feature")
-    controls: bool = Field(False, description="each clips feature also shuffled and still, and its classifier is shown reversed clips: what order is worth")
+    controls: bool = Field(
+        False, description="each clips feature also shuffled and still, and its classifier is shown reversed clips: what order is worth")
     probes: Annotated[list[Literal["mlp", "logistic", "neighbours", "attentive"]], Field(min_length=1, json_schema_extra={"uniqueItems": True, "contains": {"const": "mlp"}}),
                       AfterValidator(_with_mlp)] = Field(["mlp", "logistic"], description="classifiers to compare; all other tables are about the MLP")
     learning_curves: bool = Field(False, description="top-1 against training videos a class, ten draws each")
