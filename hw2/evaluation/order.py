@@ -17,16 +17,16 @@ from .significance import compare_pairs
 # %% ../../nbs/4_evaluation/49b_order.ipynb #dd8fa711
 def order_table(
     correct: Mapping[str, Sequence[bool]],  # by frames, `forward` among them: (n,) whether each video was correctly classified, the same videos
-) -> pd.DataFrame:  # frames, n, right, top1, low, high, difference (forward's top-1 minus this), its interval, only_forward, only_this, p
-    "Top-1 with Wilson's interval; no row with fewer than two videos, and no difference of `forward` itself."
+) -> pd.DataFrame:  # frames, n, top1, low, high, difference (forward's top-1 minus this), from, to, only_forward, only_this, p
+    "Top-1 with Wilson's interval `low` to `high`, difference with its bootstrap interval `from` to `to`; no row with fewer than two videos."
     n = len(correct["forward"])
     pairs = compare_pairs(correct, [("forward", f) for f in correct if f != "forward"]).set_index("b") if n >= 2 else {}
     rows = []
     for frames, found in correct.items() if n >= 2 else ():
         right = int(np.sum(found))
-        rows.append([frames, n, right, right / n, *wilson_interval(right, n)]
+        rows.append([frames, n, right / n, *wilson_interval(right, n)]
                     + ([None] * 6 if frames == "forward" else pairs.loc[frames, ["difference", "low", "high", "only_a", "only_b", "p"]].tolist()))
-    columns = ["frames", "n", "right", "top1", "low", "high", "difference", "difference_low", "difference_high", "only_forward", "only_this", "p"]
+    columns = ["frames", "n", "top1", "low", "high", "difference", "from", "to", "only_forward", "only_this", "p"]
     return pd.DataFrame(rows, columns=columns).astype({"only_forward": "Int64", "only_this": "Int64"})
 
 # %% ../../nbs/4_evaluation/49b_order.ipynb #b24096c9
@@ -70,7 +70,7 @@ def exchanged_pairs(
 def _costs(r: Mapping) -> str:
     "By how much forward is ahead, with interval and p."
     p = "p below 0.0001" if r["p"] < 1e-4 else f"p {r['p']:.4f}"
-    return f"{r['difference']:+.3f}, 95 % interval {r['difference_low']:+.3f} to {r['difference_high']:+.3f}, {p}"
+    return f"{r['difference']:+.3f}, 95 % interval {r['from']:+.3f} to {r['to']:+.3f}, {p}"
 
 
 def _less(r: Mapping) -> bool: return r["p"] < .05 and r["difference"] > 0  # significantly

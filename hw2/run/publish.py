@@ -96,7 +96,7 @@ def order_results(
     return pd.DataFrame({"feature": t["feature"], "frames": t["frames"], "videos": [f"{n} {run.evaluation_split}" for n in t["n"]],
                          "top-1": t["top1"].map("{:.3f}".format), "95 % interval": span(t["low"], t["high"], ".3f"),
                          "below forward": ["" if pd.isna(d) else f"{d:+.3f}" for d in t["difference"]],
-                         "interval of that": span(t["difference_low"], t["difference_high"], "+.3f"),
+                         "interval of that": span(t["from"], t["to"], "+.3f"),
                          "p": ["" if pd.isna(p) else "below 0.0001" if p < 1e-4 else f"{p:.4f}" for p in t["p"]]})
 
 # %% ../../nbs/7_run/79_publish.ipynb #cdd0c425

@@ -288,7 +288,8 @@ class RunComparison(RunTables):
 
     def reversals(self) -> pd.DataFrame:
         "Of the demo's pairs that differ in the direction of time: the correct ones of those predicted as either class."
-        return scores.reversals({self.display_name(f): self.confusion(f, "val") + self.confusion(f, "test") for f in self.main_features}, self.classes, REVERSALS)
+        return scores.reversals({self.display_name(f): self.confusion(f, "val") + self.confusion(f, "test") for f in self.main_features}, self.classes,
+                                REVERSALS)
 
 # %% ../../nbs/7_run/73_run.ipynb #432fe42b
 class RunVectors(RunComparison):

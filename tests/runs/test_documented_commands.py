@@ -43,7 +43,7 @@ NOT_RUN = {  # command: why not, and the test that does the same in small
                      "hw2 run --params set.yaml -p scheduler tcp://host:8786"], ("several machines", "runs/test_cluster.py::test_a_scheduler_at_an_address")),
     **{f"papermill nbs/experiments/{nb}.ipynb runs/demo/{out}.ipynb {own}": ("the whole demo", "runs/test_experiments.py::test_plain_papermill_does_the_same")
        for nb, out, own in [("extract", "extract", "-f nbs/experiments/params/demo.yaml -p name demo"),
-                            *(("train", f"train_{f}", f"-p name demo -p feature {f}") for f in ("sift", "cnn", "cnn3d")),
+                            *(("train", f"train_{f}", f"-p name demo -p feature {f}") for f in ("sift", "cnn", "cnn3d", "cnn3d_shuffled", "cnn3d_still")),
                             ("fuse", "fuse", "-p name demo"), ("report", "report", "-p name demo")]},
 }
 

@@ -13,10 +13,12 @@ from traces import parts_of
 
 import hw2.extraction.decode
 from hw2.core.files import EXPERIMENTS
-from hw2.core.params import read_params
+from hw2.core.params import controls_of, read_params
+from hw2.data.probe import probe, write_video
 from hw2.data.source import load_dataset
+from hw2.data.video import frames_at
 from hw2.extraction.decode import prepare_video
-from hw2.extraction.extract import extract, missing_chunks, read_feature, stores_of
+from hw2.extraction.extract import extract, missing_chunks, read_feature, stores_of, with_reversed
 from hw2.features.catalogue import extractors_of
 from hw2.run.cli import app, execute
 from hw2.run.record import RunError
@@ -52,6 +54,41 @@ def test_a_video_is_decoded_once_for_all_entries(extracted, tmp_path, monkeypatc
     monkeypatch.setattr(hw2.extraction.decode, "decode", lambda *given: calls.append(given) or decode(*given))
     prepared = prepare_video(dataset.root/dataset.manifest["path"][0], extractors_of(params), tmp_path/"spool")
     assert prepared.keys() == ENTRIES.keys() and len(calls) == 1
+
+
+def test_a_frame_is_prepared_once_for_all_orders(extracted, tmp_path):
+    "And what each order is given are the forward frames, in its order."
+    dataset, params, _ = extracted
+    path, extractors, calls = dataset.root/dataset.manifest["path"][0], extractors_of(params), []
+    orders, network = {f: e for f, e in extractors.items() if e.kind == "clips"}, extractors["clips"].backbone
+    network.prepare = lambda rgb, prepare=network.prepare: calls.append(rgb) or prepare(rgb)
+    given = {f: np.stack(list(s)) for f, s in prepare_video(path, orders, tmp_path/"spool").items()}
+    at = {f: frames_at(probe(path), e.times(probe(path))) for f, e in orders.items()}
+    assert len(calls) == len(set(at["clips"].ravel())) == 16
+    frames = dict(zip(at["clips"][0], given["clips"][0]))
+    for f in orders: assert (given[f][0] == [frames[i] for i in at[f][0]]).all()
+    assert (at["back"] == at["clips"][:, ::-1]).all() and len(set(at["still"].ravel())) == 1 and sorted(at["mixed"][0]) == sorted(at["clips"][0])
+
+
+def test_controls_are_those_entries(extracted):
+    "`controls: true` adds what is written out here, reversed clips are extracted beside them, and nothing is extracted anew."
+    dataset, params, _ = extracted
+    alone = {"features": {"clips": ENTRIES["clips"]}, "controls": True}
+    asked = read_params({k: v for k, v in params.items() if k != "features"}, alone)
+    assert controls_of(asked, "clips") == {"shuffled": "clips_shuffled", "still": "clips_still"}
+    stores, known = stores_of(with_reversed(asked)), stores_of(params)
+    pairs = {"clips": "clips", "clips reversed": "back", "clips_still": "still", "clips_shuffled": "mixed"}
+    assert {f: s.folder for f, (_, s) in stores.items()} == {f: known[g][1].folder for f, g in pairs.items()} and missing_chunks(dataset.manifest, stores) == []
+    own = read_params(params, {"controls": True})
+    assert list(own["features"]) == list(ENTRIES) and controls_of(own, "clips") == {"shuffled": "mixed", "still": "still", "reversed": "back"}
+
+
+def test_a_video_of_a_single_frame_has_every_order(extracted, tmp_path):
+    _, params, _ = extracted
+    path = write_video(tmp_path/"one.mp4", np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8), 8)
+    given = prepare_video(path, {f: e for f, e in extractors_of(params).items() if e.kind == "clips"}, tmp_path/"spool")
+    frames = [np.stack(list(s)) for s in given.values()]
+    assert all((x == frames[0]).all() for x in frames) and (frames[0] == frames[0][:, :1]).all()
 
 
 def test_the_order_of_frames_changes_clips_and_nothing_else(extracted):

@@ -30,9 +30,11 @@ import hw2.run.cli
 from hw2.classifier.train import train_feature
 from hw2.core.files import ROOT
 from hw2.core.params import Params, read_params
+from hw2.data.dataset import read_manifest
 from hw2.data.source import load_dataset
-from hw2.demo.videos import CLASSES
-from hw2.extraction.extract import extract, stores_of
+from hw2.demo.videos import CLASSES, REVERSALS
+from hw2.evaluation.order import exchanged_pairs
+from hw2.extraction.extract import extract, read_feature, stores_of, with_reversed
 from hw2.extraction.store import read_units
 from hw2.run.cli import app
 from hw2.run.kernels import OwnKernels
@@ -41,6 +43,7 @@ from hw2.run.run import load
 
 EXPERIMENTS = ROOT/"nbs/experiments"
 FEATURES = {"sift": 128, "cnn": 256, "cnn3d": 128}
+CONTROLS = ["cnn3d_shuffled", "cnn3d_still"]  # which the demo's `controls: true` adds
 
 
 def papermill_alone(name: str, folder: Path, params: dict, cwd: Path) -> None:
@@ -132,7 +135,7 @@ def test_fusions_of_all_features(tiny_run):
     p, seeds = [f"p_{k}" for k in range(15)], {f: pd.read_parquet(tiny_run.folder/f/"seeds.parquet") for f in [*FEATURES, "early", "late"]}
     np.testing.assert_allclose(seeds["late"][p], sum(seeds[f][p] for f in FEATURES) / 3, atol=1e-6)
     metrics = json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))
-    assert list(metrics) == [*FEATURES, "early", "late"] and metrics["early"]["dim"] == sum(FEATURES.values())
+    assert list(metrics) == [*FEATURES, *CONTROLS, "early", "late"] and metrics["early"]["dim"] == sum(FEATURES.values())
     assert load(tiny_run.folder, "early")[0].shape == (105, sum(FEATURES.values()))
     for f, every in seeds.items():
         rows = pd.read_csv(tiny_run.folder/f/"predictions.csv")
@@ -155,28 +158,58 @@ def test_fusions_of_all_features(tiny_run):
 def test_figures_and_summary(tiny_run):
     expected = {f"{kind}_{f}.{suffix}" for f in FEATURES for kind, suffixes in
                 [("confusion", ["png", "svg"]), ("stats", ["csv", "md", "tex"]), ("curves", ["png"])] for suffix in suffixes}
-    expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion") for suffix in ("csv", "md", "tex")}
+    expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion", "controls") for suffix in ("csv", "md", "tex")}
     expected |= {f"{picture}_{f}.png" for picture in ("map", "confused") for f in FEATURES}
-    expected |= {f"{picture}.png" for picture in ("classes", "keypoints", "words", "overview", "recall", "seeds", "calibration", "model", "time_reversal")}
+    expected |= {f"{picture}.png" for picture in ("classes", "keypoints", "words", "overview", "recall", "seeds", "calibration", "model", "time_reversal",
+                                            "controls")}
     assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected
     summary = pd.read_csv(tiny_run.folder/"figures/summary.csv")
     assert summary.columns.tolist() == ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
-    assert summary["feature"].str.contains("majority").any() and summary["feature"].str.contains("logistic").sum() == 3
+    assert summary["feature"].str.contains("majority").any() and summary["feature"].str.contains("logistic").sum() == 5
     assert summary["report_val_top1"][:3].tolist() == pytest.approx([504 / 1500, 1411 / 1500, 1473 / 1500], abs=1e-6)
     stats = pd.read_csv(tiny_run.folder/"figures/stats_sift.csv")
     assert stats.columns.tolist() == ["class", "TP", "FP", "FN", "TN", "accuracy", "precision", "recall", "recall_low", "recall_high", "f1", "support"]
     assert stats["class"].tolist() == [*CLASSES, "macro", "weighted"] and (stats["support"][:15] == 2).all()
 
 
+def test_reversed_clips_are_predicted_by_the_forward_classifier(tiny_run):
+    "By its weights, read here, from the reversed units in the store; the demo's pairs of opposite motions are exchanged."
+    params = read_params(tiny_run.folder/"params.yaml", {"cache": str(tiny_run.home/"cache"), "data": str(tiny_run.home/"tiny")})
+    rows, forward = (pd.read_csv(tiny_run.folder/f"cnn3d/{name}.csv") for name in ("reversed", "predictions"))
+    assert list(rows) == list(forward) and rows["id"].tolist() == forward["id"].tolist() and rows["label"].tolist() == forward["label"].tolist()
+    every = read_manifest(tiny_run.folder/"manifest.csv")
+    units = read_feature("cnn3d reversed", with_reversed(params), every)
+    X = torch.from_numpy(np.stack([units[i].units.mean(0) for i in every.index[every["split"] != "train"]]))
+    w = {k.removeprefix("all.mlp."): v for k, v in load_file(tiny_run.folder/"cnn3d/model.safetensors").items()}
+    h = torch.nn.functional.batch_norm(X @ w["0.weight"].T + w["0.bias"], w["1.running_mean"], w["1.running_var"], w["1.weight"], w["1.bias"])
+    p = (torch.nn.functional.gelu(h) @ w["4.weight"].T + w["4.bias"]).softmax(1).numpy()
+    np.testing.assert_allclose(rows.filter(like="p_"), p, atol=1e-5)
+    pairs = exchanged_pairs(forward["pred"], rows["pred"], rows["label"], CLASSES)
+    assert {frozenset(p) for p in zip(pairs["a"], pairs["b"])} == {frozenset(p) for p in REVERSALS}
+    assert not [f for f in ("sift", "cnn", *CONTROLS) if (tiny_run.folder/f/"reversed.csv").exists()]
+    assert not [f for f in CONTROLS if (tiny_run.folder/f"submission_{f}.csv").exists()]
+
+
+def test_the_order_of_the_frames_has_its_section(tiny_run):
+    page = (tiny_run.folder/"report.html").read_text(encoding="utf-8")
+    assert page.count("What is the order of the frames worth?") > 1 and "cnn3d_shuffled and cnn3d_still are controls of cnn3d." in page
+    table = pd.read_csv(tiny_run.folder/"figures/controls.csv")
+    assert table["frames"].tolist() == ["forward", "shuffled", "still", "shown reversed"] and (table["n"] == 30).all()
+    top1 = dict(zip(pd.read_csv(tiny_run.folder/"figures/summary.csv")["feature"], pd.read_csv(tiny_run.folder/"figures/summary.csv")["val_top1"]))
+    assert table["top1"][:3].tolist() == pytest.approx([top1[f] for f in ("cnn3d", *CONTROLS)], abs=1e-4)
+    differences = pd.read_csv(tiny_run.folder/"figures/differences.csv")
+    assert len(differences) == 6 and not {*differences["a"], *differences["b"]} & {*CONTROLS}
+
+
 def test_record(tiny_run):
     facts = record(tiny_run.folder)
     assert facts["stages"]["extract"]["videos"] == 105 and facts["stages"]["extract"]["skipped"] == 0
-    stages = {"extract", "train_sift", "train_cnn", "train_cnn3d", "fuse", "report", "run"}
+    stages = {"extract", *(f"train_{f}" for f in (*FEATURES, *CONTROLS)), "fuse", "report", "run"}
     assert set(facts["stages"]) == stages
     assert all(s["seconds"] > 0 and 0.1 < s["peak_memory_gb"] < 3 for s in facts["stages"].values())
     assert facts["surroundings"]["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert facts["surroundings"]["instructions"]["torch"] == torch.backends.cpu.get_cpu_capability() and facts["surroundings"]["instructions"]["opencv"]
-    assert set(facts["stores"]) == set(FEATURES) and facts["paths"]["data"] == "tiny"
+    assert set(facts["stores"]) == {*FEATURES, *CONTROLS, "cnn3d reversed"} and facts["paths"]["data"] == "tiny"
 
 
 def test_report_loads_nothing(tiny_run):

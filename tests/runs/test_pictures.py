@@ -17,15 +17,17 @@ from hw2.report.plots import save_figure
 
 ALL = """
 import sys
+from hw2.run.controls import plot_controls
 from hw2.run.figures import write_photos, write_plot
 from hw2.run.run import Run
 run = Run(sys.argv[1])
 for name, figure in [("classes", run.plot_classes()), ("keypoints", run.plot_keypoints()), ("words", run.plot_words()),
                      ("overview", run.plot_overview())]: assert write_photos(run, name, figure)
-for name, axes in [("recall", run.plot_recalls()), ("seeds", run.plot_seeds())]: assert write_plot(run, name, axes)
-for f in run.features: assert write_plot(run, f"map_{f}", run.plot_map(f)) and write_photos(run, f"confused_{f}", run.plot_confused(f))
+for name, axes in [("recall", run.plot_recalls()), ("seeds", run.plot_seeds()), ("controls", plot_controls(run))]: assert write_plot(run, name, axes)
+for f in run.main_features: assert write_plot(run, f"map_{f}", run.plot_map(f)) and write_photos(run, f"confused_{f}", run.plot_confused(f))
 """
-NAMES = {"classes", "keypoints", "words", "overview", "recall", "seeds", *(f"{kind}_{f}" for kind in ("map", "confused") for f in ("sift", "cnn", "cnn3d"))}
+NAMES = {"classes", "keypoints", "words", "overview", "recall", "seeds", "controls",
+         *(f"{kind}_{f}" for kind in ("map", "confused") for f in ("sift", "cnn", "cnn3d"))}
 
 
 @pytest.fixture(scope="module")

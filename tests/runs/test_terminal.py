@@ -89,12 +89,12 @@ def test_fifteen_ties_and_twelve_long_names_fit_100_columns(where, tmp_path):
 
 def test_a_file_has_a_line_for_each_stage_and_no_bars(tiny_run):
     lines = tiny_run.output.splitlines()
-    assert [STAGE.match(line)[1].split()[0] for line in lines[:6]] == ["extract", "train", "train", "train", "fuse", "draw"]
-    assert "with 2 seeds on cnn3d " in lines[3] and "sift, cnn, cnn3d" in lines[0] and "%|" not in tiny_run.output
-    table = lines[7:lines.index("top-1 with its 95 % interval")]
+    assert [STAGE.match(line)[1].split()[0] for line in lines[:8]] == ["extract", *["train"] * 5, "fuse", "draw"]
+    assert "with 2 seeds on cnn3d " in lines[3] and "5 features" in lines[0] and "%|" not in tiny_run.output
+    table = lines[9:lines.index("top-1 with its 95 % interval")]
     assert table[0].split() == ["feature", "dim", "validation", "test"]
-    assert [line.split("  ")[0] for line in table[1:7]] == ["sift", "cnn (untrained)", "cnn3d", "early fusion (untrained)", "late fusion (untrained)",
-                                                            "majority class"]
+    assert [line.split("  ")[0] for line in table[1:9]] == ["sift", "cnn (untrained)", "cnn3d", "cnn3d_shuffled", "cnn3d_still", "early fusion (untrained)",
+                                                            "late fusion (untrained)", "majority class"]
     assert max(map(len, lines)) <= 100
 
 
@@ -121,11 +121,11 @@ def test_the_report_opens_in_the_browser(second):
     "On a terminal, where bars stand in the stages' lines meanwhile."
     assert "cell/s" in second.shown and second.opened == (second.run/"report.html").resolve().as_uri()
     lines = screen(second.shown)
-    assert sum(bool(STAGE.match(line)) for line in lines) == 6 and "%|" not in "".join(lines) and max(map(len, lines)) <= 100
+    assert sum(bool(STAGE.match(line)) for line in lines) == 8 and "%|" not in "".join(lines) and max(map(len, lines)) <= 100
 
 
 def test_a_second_run_reuses_every_feature(second, tiny_run):
-    assert len(second.parts) == 4 * -(-105 // CHUNK)  # of three features and of the thumbnails
+    assert len(second.parts) == 7 * -(-105 // CHUNK)  # of three features, of clips in three more orders and of the thumbnails
     assert parts_of(second.run.parents[1]/"cache").items() >= second.parts.items()
     assert record(second.run)["stages"]["extract"]["extracted"] == 0
     assert lasting(second.run) == lasting(tiny_run.folder)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from fractions import Fraction
 
 import av
@@ -16,6 +17,7 @@ from sklearn import metrics as reference
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.proportion import proportion_confint
 from threadpoolctl import threadpool_limits
@@ -36,6 +38,7 @@ from hw2.demo.videos import CODING, FPS, REVERSALS, random_video
 from hw2.evaluation.calibration import apply_temperature, calibration_error, fit_temperature, reliability
 from hw2.evaluation.cost import Counted, cost_table
 from hw2.evaluation.metrics import as_printed, confusion_matrix, counts, hardest_and_easiest, per_class, top_k_accuracy
+from hw2.evaluation.order import exchanged_pairs, order_sentence, order_table, turned_classes, turned_sentence
 from hw2.evaluation.power import mcnemar_power
 from hw2.evaluation.shared_mistakes import kappa
 from hw2.evaluation.significance import mcnemar
@@ -127,6 +130,67 @@ def test_temperature_is_scikit_learns_and_the_grids(seed):
     losses = [reference.log_loss(y, softmax(logits / t, axis=1), labels=range(logits.shape[1])) for t in grid]
     assert found == pytest.approx(grid[np.argmin(losses)], rel=.011)
     assert (apply_temperature(p, found).argmax(1) == p.argmax(1)).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_orders_top1_is_statsmodels_and_a_plain_bootstraps(seed):
+    rng = np.random.default_rng(seed)
+    n, forward = int(rng.integers(2, 300)), rng.random(300) < .8
+    correct = {"forward": forward[:n], **{f: (forward & (rng.random(300) < p))[:n] for f, p in (("shuffled", .7), ("still", 1.), ("shown reversed", 0.))}}
+    table = order_table(correct).set_index("frames")
+    assert list(table.index) == list(correct) and (table["n"] == n).all() and table.loc["forward", ["difference", "from", "to", "p"]].isna().all()
+    for frames, r in table.iterrows():
+        assert r["top1"] == correct[frames].mean()
+        assert [r["low"], r["high"]] == pytest.approx(proportion_confint(correct[frames].sum(), n, method="wilson"), abs=1e-9)
+    for frames, r in table.iloc[1:].iterrows():
+        a, b = correct["forward"], correct[frames]
+        cells = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+        assert [r["only_forward"], r["only_this"]] == [cells[0][1], cells[1][0]] and r["difference"] == pytest.approx(a.mean() - b.mean())
+        assert r["p"] == pytest.approx(statsmodels_mcnemar(cells, exact=True).pvalue if (a ^ b).any() else 1)
+        means = (a.astype(int) - b)[np.random.default_rng(seed + 1).integers(0, n, (4_000, n))].mean(1)
+        assert [r["from"], r["to"]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=.03 + 1 / n)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_turned_and_exchanged_classes_are_the_counted_ones(seed):
+    "Of each class by scikit-learn's confusion matrix, of each pair by going through the videos."
+    rng = np.random.default_rng(seed)
+    k, n = int(rng.integers(2, 7)), int(rng.integers(1, 60))
+    y, names = rng.integers(k, size=n), [f"c{i}" for i in range(k)]
+    other = np.arange(k)
+    other[:2] = [1, 0]
+    noisy = lambda p, right: np.where(rng.random(n) < right, p, rng.integers(k, size=n))
+    forward, backward = noisy(y, .8), noisy(other[y], .7)
+    turned, pairs = (f(forward, backward, y, names).set_index(c) for f, c in ((turned_classes, "class"), (exchanged_pairs, ["a", "b"])))
+    before, after = (reference.confusion_matrix(y, p, labels=range(k)) for p in (forward, backward))
+    assert turned["n"].to_dict() == {names[c]: int(after[c].sum()) for c in range(k) if after[c].any()}
+    for c in range(k):
+        if not after[c].any(): continue
+        r, same = turned.loc[names[c]], sum(f == b for f, b, t in zip(forward, backward, y) if t == c)
+        assert (r["unchanged"], r["times"], after[c][names.index(r["reversed_as"])]) == (same, after[c].max(), after[c].max())
+        assert [r["low"], r["high"]] == pytest.approx(proportion_confint(same, r["n"], method="wilson"), abs=1e-9)
+    most = lambda C, c: {j for j in range(k) if C[c].any() and C[c][j] == C[c].max()}
+    sure = lambda a, b: most(after, a) == {b} and most(before, a) != {b}
+    expected = {(names[a], names[b]): int(((y == a) & (backward == b)).sum() + ((y == b) & (backward == a)).sum())
+                for a in range(k) for b in range(a + 1, k) if sure(a, b) and sure(b, a)}
+    assert pairs["exchanged"].to_dict() == expected
+
+
+@pytest.mark.parametrize("correct", [
+    {"forward": [True] * 8, "shuffled": [True] * 8, "still": [True] * 8}, {"forward": [False] * 8, "shuffled": [False] * 8, "still": [False] * 8},
+    {"forward": [True] * 8, "still": [False] * 8, "shown reversed": [False] * 8}, {"forward": [True] * 2, "shuffled": [False] * 2},
+    {"forward": [True], "shuffled": [False]}, {"forward": [], "shuffled": [], "still": []}, {"forward": [False] * 9, "shuffled": [True] * 9}])
+def test_the_order_of_few_or_extreme_results_is_said_without_nan(correct):
+    "No warning, no NaN in a row that compares, and a sentence or nothing."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = order_table(correct)
+        said = order_sentence("f", table)
+        y = np.arange(len(correct["forward"])) % 2
+        turned, pairs = (f(y, 1 - y, y, ["a", "b"]) for f in (turned_classes, exchanged_pairs))
+        both = turned_sentence("f", turned, pairs)
+    assert table.iloc[1:].notna().all().all() and "nan" not in said + both
+    assert (len(table) > 0) == (len(y) > 1) == said.startswith("**f** reaches") and (len(turned) > 0) == (len(y) > 0) == bool(both)
 
 
 @pytest.mark.parametrize("seed", range(12))
