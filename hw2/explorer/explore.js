@@ -3,6 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
 const { classes, outcomes, videos, splits } = data;
+const suspects = new Map(data.suspects.map(s => [s.i, s]));  // videos whose label is probably wrong, by row, the most suspicious first
 const N = videos.name.length, K = classes.length, PER_PAGE = 3, ROWS = 100;
 const plural = (n, one, many = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
@@ -295,6 +296,11 @@ function onMap(e, found) {  // a mouse or a finger over the map
 // List
 
 let listed = 0, rows = [];
+const byLabel = () => $("order").value === "labels";
+
+function reorder() {  // labels are mostly those of training videos
+  if (byLabel() && $("split").value !== "") { $("split").value = ""; filter(); } else drawList();
+}
 
 function oneLine(i) {  // a video in words
   const p = predicted(state.f, i), truth = known(i) ? classes[videos.label[i]] : "no label";
@@ -303,9 +309,9 @@ function oneLine(i) {  // a video in words
 
 function drawList() {
   const f = state.f, rank = i => isWrong(f, i) ? 0 : predicted(f, i) >= 0 ? 1 : 2;
-  rows = [...state.shown];
+  rows = byLabel() ? [...suspects.keys()].filter(i => state.passes[i]) : [...state.shown];
   if ($("order").value === "mistakes") rows.sort((a, b) => rank(a) - rank(b) || (rank(a) ? 1 : -1) * (outcomes[f].p[a] - outcomes[f].p[b]) || a - b);
-  else rows.sort((a, b) => videos.name[a] < videos.name[b] ? -1 : videos.name[a] > videos.name[b] ? 1 : a - b);
+  else if (!byLabel()) rows.sort((a, b) => videos.name[a] < videos.name[b] ? -1 : videos.name[a] > videos.name[b] ? 1 : a - b);
   listed = 0;
   $("list").replaceChildren();
   listMore();
@@ -322,6 +328,7 @@ function listMore() {
 }
 
 function listButton(i) {
+  if (byLabel()) return suspectButton(i);
   const f = state.f, p = predicted(f, i), none = p < 0 && (videos.split[i] === data.training ? "trained on" : "not predicted");
   const name = make("span", {}, videos.name[i], ...(playable(i) ? [] : [make("small", {}, " (not in this file)")]));
   const answer = make("small", {}, none ? ` (${none})` : ` → ${classes[p]} ${outcomes[f].p[i].toFixed(2)}`);
@@ -331,11 +338,19 @@ function listButton(i) {
   return button;
 }
 
+function suspectButton(i) {
+  const s = suspects.get(i), name = make("span", {}, videos.name[i], ...(playable(i) ? [] : [make("small", {}, " (not in this file)")]));
+  const labels = make("span", {}, classes[videos.label[i]], make("small", {}, ` → ${classes[s.suggested]}? p of the label ${s.quality.toFixed(2)}`));
+  return make("button", { type: "button", "data-i": i }, make("span"), name, labels);
+}
+
 function sign(f, i) {
-  if (isRight(f, i)) return make("span", { class: "right", role: "img", "aria-label": "correct" }, "✓");
-  if (isWrong(f, i)) return make("span", { class: "wrong", role: "img", "aria-label": "wrong" }, "✗");
+  if (isRight(f, i)) return mark("right", "correct", "✓");
+  if (isWrong(f, i)) return mark("wrong", "wrong", "✗");
   return make("span");
 }
+
+const mark = (kind, label, text) => make("span", { class: kind, role: "img", "aria-label": label }, text);
 
 function onListKey(e) {
   const all = [...$("list").querySelectorAll("button")], at = all.indexOf(e.target.closest("button"));
@@ -412,8 +427,17 @@ function card(i) {
   const figure = make("figure", {}, player(i), make("figcaption", {}, make("b", {}, videos.name[i]), make("br"), facts.join(" · "), ...note));
   const head = make("tr", {}, ...["feature", "predicted class", "p", "p of true class"].map(h => make("th", { scope: "col" }, h)));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...outcomes.map((_, f) => answer(f, i))));
-  return make("section", { class: "card", "data-i": i, "aria-label": videos.name[i] }, figure, videos.split[i] === data.training
-    ? make("p", {}, "The classifiers were trained on this video, so there is no prediction for it.") : table);
+  const answers = videos.split[i] !== data.training ? table : suspects.has(i) ? outOfFold(i)
+    : make("p", {}, "The classifiers were trained on this video, so there is no prediction for it.");
+  const doubt = suspects.has(i) ? [make("p", {}, "This label is probably wrong; suggested is ", make("b", {}, classes[suspects.get(i).suggested]), ".")] : [];
+  return make("section", { class: "card", "data-i": i, "aria-label": videos.name[i] }, figure, make("div", {}, ...doubt, answers));
+}
+
+function outOfFold(i) {  // what each feature predicts for a training video, by classifiers that were not trained on it
+  const head = make("tr", {}, make("th", { scope: "col" }, "feature"), make("th", { scope: "col" }, "predicted without training on it"));
+  const answer = (p, f) => make("tr", f === state.f ? { class: "chosen" } : {}, make("th", { scope: "row" }, outcomes[f].name),
+    make("td", {}, ...(p < 0 ? ["no prediction"] : [p === videos.label[i] ? mark("right", "correct", "✓") : mark("wrong", "wrong", "✗"), " " + classes[p]])));
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...suspects.get(i).by.map(answer)));
 }
 
 function answer(f, i) {  // a row: what one feature predicts
@@ -489,12 +513,13 @@ function begin() {
   fill($("split"), [...splits.map((s, k) => [k, s]), ["", "all"]]);
   fill($("class"), [["", "any"], ...classes.map((c, k) => [k, c])]);
   for (const id of ["wrong", "correct"]) fill($(id), [["", "–"], ...outcomes.map((o, f) => [f, o.name])]);
-  fill($("order"), [["mistakes", "mistakes first"], ["name", "by name"]]);
+  fill($("order"), [["mistakes", "mistakes first"], ["name", "by name"],
+    ...(suspects.size ? [["labels", "labels that are probably wrong"]] : [])]);
   $("split").value = data.first;
   for (const id of ["feature", "split", "class", "wrong", "correct"]) $(id).addEventListener("change", filter);
   $("name").addEventListener("input", filter);
   $("clear").addEventListener("click", clear);
-  $("order").addEventListener("change", drawList);
+  $("order").addEventListener("change", reorder);
   $("more").addEventListener("click", () => { const at = listed; listMore(); $("list").children[at]?.firstChild.focus(); });
   $("list").addEventListener("click", e => { const b = e.target.closest("button"); if (b) openOne(+b.dataset.i, b, e.detail === 0); });
   $("list").addEventListener("keydown", onListKey);

@@ -18,12 +18,14 @@ import pandas as pd
 
 from ..core.params import videos_root
 from ..data.probe import VideoError
+from ..evaluation.metrics import confusion_matrix
 from .browser_video import browser_clip
 from .matrix_widget import MatrixWidget
 from ..report.tables import printable
 from ..run.record import RunError
 from ..run.run import Run
-from ..run.videos import all_predictions, cell_videos, first_cell, neighbours, runs_in
+from ..run.videos import all_predictions, cell_videos, first_cell, neighbours, runs_in, suspected_videos
+from ..run.wrong_labels import suspects_sentence
 
 # %% ../../nbs/explorer/3_explorer.ipynb #227ca0e5
 def _escape(value) -> str:
@@ -68,7 +70,7 @@ def predictions_html(
     lines = ["<tr><th>feature</th><th>predicted class</th><th>p</th><th>p of the true class</th></tr>"]
     for f, name in features.items():
         bold = ' class="hw2-chosen"' if f == chosen else ""
-        if pd.isna(video[f"pred_{f}"]): cells = '<td colspan="3">this video could not be read</td>'
+        if pd.isna(video[f"pred_{f}"]): cells = '<td colspan="3">no prediction for this video</td>'
         else:
             sign = "" if pd.isna(video["label"]) else CORRECT if video[f"pred_{f}"] == video["label"] else WRONG
             cells = f'<td>{sign} {_escape(classes[video[f"pred_{f}"]])}</td>' + _probability_html(video[f"p_{f}"]) + _probability_html(video[f"true_{f}"])
@@ -100,8 +102,9 @@ def _card_html(i, video, shown, near, error, feature, features, classes) -> str:
     sign = lambda n: CORRECT if n["label"] == video["label"] else WRONG
     strip = "".join(f'<figure title="{_escape(n["id"])}">{n["shown"]}<figcaption>{sign(n)} {_escape(classes[n["label"]])}'
                     f'<br>{n["distance"]:.3f}</figcaption></figure>' for _, n in near.iterrows())
+    label = "" if pd.isna(video["label"]) else f"<br>label: {_escape(classes[video['label']])}"
     head = f'<div class="hw2-head">Nearest training videos by {_escape(features[feature])}, with their cosine distance</div>' if strip else error
-    return (f'<section class="hw2-card"><figure class="hw2-large">{shown}<figcaption>{_escape(i)}</figcaption></figure>'
+    return (f'<section class="hw2-card"><figure class="hw2-large">{shown}<figcaption>{_escape(i)}{label}</figcaption></figure>'
             f'<div>{predictions_html(video, features, classes, feature)}</div><div class="hw2-near">{head}<div class="hw2-strip">{strip}</div></div></section>')
 
 # %% ../../nbs/explorer/3_explorer.ipynb #95d67f3b
@@ -200,15 +203,15 @@ class _CellView(_Panel):
             _set_choices(menu, [(f"{printable(name)} ({n})", k) for k, (name, n) in enumerate(zip(self.classes, counts))], c)
         self.matrix.outline(true, predicted)
         self.rows = cell_videos(self.predictions, self.feature.value, true, predicted, self.split.value)
+        self.caption = cell_sentence(self.counts, *self.cell, self.classes, self.display_name, self.split_names[self.split.value])
         self.show_page(0)
 
     def show_page(self, page: int) -> None:
-        "Show `n` of the cell's videos, from `page * n` on."
+        "Show `n` of the videos, from `page * n` on."
         first, n_rows = page * self.n, len(self.rows)
         self.page, rows = page, self.rows.iloc[first:first + self.n]
-        sentence = cell_sentence(self.counts, *self.cell, self.classes, self.display_name, self.split_names[self.split.value])
         self.videos.add_class("hw2-waiting")
-        try: self._show_message(sentence, videos_html(self.loaded, rows, self.feature.value, self.k) if n_rows else "")
+        try: self._show_message(self.caption, videos_html(self.loaded, rows, self.feature.value, self.k) if n_rows else "")
         finally: self.videos.remove_class("hw2-waiting")
         last = first + len(rows)
         self.position.value, self.previous.disabled, self.next.disabled = f"{first + 1} to {last} of {n_rows}", first == 0, last == n_rows
@@ -228,23 +231,37 @@ class _RunView(_CellView):
         self._clear(self.feature, self.split)
         if not name: raise RunError(f"{self.folder}: no run with predictions here; make report makes one named demo")
         self.loaded = Run(self.folder/name)
-        self.predictions, self.classes = all_predictions(self.loaded), self.loaded.classes
-        self.split_names = {split: self.loaded.split_name(split) for split in ("val", "test")}
+        self.predictions, self.classes = pd.concat([all_predictions(self.loaded), suspected_videos(self.loaded)]), self.loaded.classes
+        self.split_names = {split: self.loaded.split_name(split) for split in ("val", "test")} | {"suspects": "suspected"}
         labelled = set(self.predictions["split"][self.predictions["label"].notna()])
         if not labelled: raise RunError(f"{self.loaded.folder}: no predicted video has a label")
         _set_choices(self.feature, [(self.loaded.display_name(f), f) for f in self.loaded.features], feature)
-        _set_choices(self.split, [(name, s) for s, name in self.split_names.items() if s in labelled], split)
+        choices = self.split_names | {"suspects": "labels that are probably wrong"}
+        _set_choices(self.split, [(name, s) for s, name in choices.items() if s in labelled], split)
         self.show_matrix()
 
     def show_matrix(self, *cell: int | None) -> None:
         "Draw the matrix of the chosen feature and split; `cell` stays chosen."
         self._clear()
         feature, split = self.feature.value, self.split.value
-        self.counts, self.display_name = self.loaded.confusion(feature, split), self.loaded.display_name(feature)
+        self.display_name = self.loaded.display_name(feature)
+        if split == "suspects": return self.show_suspects(feature)
+        self.counts = self.loaded.confusion(feature, split)
         n = self.counts.sum()
         title = f"{self.display_name}: {n:,} {self.split_names[split]} videos · top-1 {np.trace(self.counts) / max(n, 1):.3f}"
         self.matrix.draw(self.counts, self.classes, title)
         self.show_cell(*(cell if cell and None not in cell else first_cell(self.counts)))
+
+    def show_suspects(self, feature: str) -> None:
+        "List the videos whose label is probably wrong, the most suspicious first; the matrix counts their given and predicted labels."
+        self.rows = self.predictions[self.predictions["split"] == "suspects"]
+        known = self.rows.dropna(subset=[f"pred_{feature}"])
+        self.counts = confusion_matrix(known["label"].to_numpy(int), known[f"pred_{feature}"].to_numpy(int), len(self.classes))
+        self.matrix.draw(self.counts, self.classes, f"{len(self.rows):,} suspected labels, and what {self.display_name} predicts")
+        for menu, counts in [(self.true, self.counts.sum(1)), (self.predicted, self.counts.sum(0))]:
+            _set_choices(menu, [(f"{printable(name)} ({n})", k) for k, (name, n) in enumerate(zip(self.classes, counts))])
+        self.caption = _escape(suspects_sentence(self.loaded))
+        self.show_page(0)
 
 # %% ../../nbs/explorer/3_explorer.ipynb #085bde1a
 class Explorer(_RunView):

@@ -6,7 +6,7 @@
 __all__ = ['NotebookError', 'begin_kernels', 'execute', 'Commands', 'app', 'params_file', 'stage_line', 'stages', 'closing_lines',
            'check_fetched', 'check_checkout', 'audit', 'publish_audited', 'run', 'form_of', 'init', 'left_table',
            'list_features', 'fetch_network_weights', 'finished_run', 'prediction_lines', 'predict_clips', 'explore_run',
-           'see_doctor', 'check_submission_file', 'publish_run']
+           'see_doctor', 'list_suspects', 'examine_data', 'check_submission_file', 'publish_run']
 
 # %% ../../nbs/7_run/90_cli.ipynb #04d761ab
 import os
@@ -362,11 +362,35 @@ def explore_run(name, mb):
 
 # %% ../../nbs/7_run/90_cli.ipynb #5ff5516d
 @app.command("doctor")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=click.Path(path_type=Path))
 @click.option("--group", help="A folder for every class: the pattern that takes the group out of a file's name.")
 @click.option("--csv", "file", type=click.Path(path_type=Path), help="Write the findings to FILE.")
-def see_doctor(data, group, file):
-    "Look through DATA before hours are spent on it; exit status 1 if something must be fixed."
+@click.option("--run", "name", help="List the labels that are probably wrong by a run that is done: its name, or its folder; without DATA.")
+def see_doctor(data, group, file, name):
+    "Look through DATA before hours are spent on it; exit status 1 if something must be fixed. Or list a run's suspected labels."
+    if (data is None) == (name is None): raise ParameterError("give either DATA or --run NAME: hw2 doctor path/to/set, hw2 doctor --run demo")
+    if name is not None: return list_suspects(name, file)
+    examine_data(data, group, file)
+
+
+def list_suspects(
+    name: str,  # of a run, or its folder
+    file: Path | None,  # CSV file to write; None: suspects.csv in the run's folder
+) -> None:
+    "Print the first labels that are probably wrong, and where all of them are."
+    from hw2.run.wrong_labels import suspects, suspects_text, write_suspects
+    run = finished_run(name)
+    click.echo(suspects_text(run))
+    written = write_csv(file, suspects(run)) if file else write_suspects(run)
+    click.echo(f"\n{written}: all {len(suspects(run))}, with each feature's prediction" if len(suspects(run)) else f"\n{written}: an empty list")
+
+
+def examine_data(
+    data: Path,  # a folder or a CSV file
+    group: str | None,
+    file: Path | None,  # CSV file to write
+) -> None:
+    "Print what is found in a set; leaves with exit status 1 if something must be fixed."
     from hw2.data.dataset import read_dataset
     from hw2.run.doctor import counts, examine, findings
     form = form_of(data)
