@@ -78,8 +78,9 @@ def result_of(
     p = probabilities(predicted, k, correct, len(seeds), state)
     X = np.ones((len(m), dim)) if constant else rng.normal(size=(len(m), dim)) + 2 * np.eye(k, dim)[m["label"].fillna(0).to_numpy(int)]
     curve = np.linspace(.5, 1, epochs)
-    history = pd.concat([pd.DataFrame({"seed": s, "fold": f, "epoch": range(epochs), "lr": .01, "train_loss": 2 - curve, "train_top1": curve,
-                                       "val_loss": np.nan if folds[0] is not None else 2.2 - curve, "val_top1": np.nan if folds[0] is not None else correct * curve})
+    stops = params["classifier"]["patience"] is not None and (folds[0] is not None or (m["split"] == "val").any())
+    val = {"val_loss": 2.2 - curve, "val_top1": correct * curve} if stops else {"val_loss": np.nan, "val_top1": np.nan}
+    history = pd.concat([pd.DataFrame({"seed": s, "fold": f, "epoch": range(epochs), "lr": .01, "train_loss": 2 - curve, "train_top1": curve} | val)
                          for s in seeds for f in folds]).astype({"fold": "Int64"})
     linear = top1_by_split(predicted, probabilities(predicted, k, .9 * correct, 1, state + 1)[0].argmax(1))
     metrics = feature_metrics(predicted, p[0], list(names)) | {
@@ -97,6 +98,7 @@ def fabricate(
     labelled_test: bool = True,
     folds: int | str | None = None,
     seeds: int = 2,
+    patience: int | None = 15,
     entries: Mapping[str, Mapping] | None = None,  # of features that are no vectors
     alike: Mapping[str, str] | None = None,  # features that are copies of another one
     constant: Sequence[str] = (),  # features whose vectors are all the same
@@ -105,8 +107,8 @@ def fabricate(
 ) -> Path:  # the same
     "Write a run's folder, as training leaves it."
     entries = {f: (entries or {}).get(f, VECTORS) for f in correct}
-    params = check_params({"data": "set/set.csv", "form": "csv", "features": entries, "folds": folds, "cache": str(folder/"cache"),
-                           "classifier": {"seeds": list(range(seeds)), "max_epochs": 6}} | params)
+    params = check_params({"data": "set/set.csv", "form": "csv", "features": entries, "folds": folds, "cache": str(folder/"cache"), "engine": "eager",
+                           "precision": "float32", "classifier": {"seeds": list(range(seeds)), "max_epochs": 6, "patience": patience}} | params)
     m, k = manifest_of(counts or [COUNTS] * len(names), labelled_test, 3 if folds == "group" else folds, folds == "group"), len(names)
     folder.mkdir(parents=True)
     record_params(folder, params)
@@ -126,7 +128,7 @@ def fabricate(
 
 def executed_report(
     run: Path,
-    pictures: bool = False,  # whether pictures are drawn and saved
+    pictures: bool = False,  # whether pictures are saved and all resamples are drawn, which takes most of the time
 ) -> nbformat.NotebookNode:
     "experiments/report.ipynb with its outputs, executed in this process."
     nb, space, shown = nbformat.read(EXPERIMENTS/"report.ipynb", 4), {}, []
@@ -145,6 +147,9 @@ def executed_report(
             stack.enter_context(mock.patch("hw2.report.plots.picture", lambda file, alt: blank))
             stack.enter_context(mock.patch("hw2.run.figures.save_figure", lambda *a: None))
             stack.enter_context(mock.patch("hw2.run.figures.save_photos", lambda *a, **_: None))
+            stack.enter_context(mock.patch("hw2.run.run.embed_in_plane", lambda X: (np.arange(len(X)), X[:, :2])))
+            stack.enter_context(mock.patch("hw2.evaluation.significance.RESAMPLES", 199))
+            stack.enter_context(mock.patch("hw2.evaluation.calibration.DRAWS", 100))
         for cell in nb.cells:
             if cell.cell_type != "code": continue
             plt.close("all")

@@ -176,7 +176,7 @@ def few_videos(
         share = f"All {len(names)} classes have" if len(few) == len(names) else f"{len(few)} of the {len(names)} classes {'has' if len(few) == 1 else 'have'}"
         which = f"{share} fewer than {least_videos} {run.split_name(split)} videos"
         least = f"(the smallest, {one_line(names[few.idxmin()])}, has {few.min()})"
-        if len(few) == len(names) and few.min() == few.max(): which, least = f"Every class has only {few.min()} {run.split_name(split)} video{'s' * (few.min() > 1)}", ""
+        if len(few) == len(names) and few.min() == few.max(): which, least = f"Every class has only {few.min()} {run.split_name(split)} video{'' if few.min() == 1 else 's'}", ""
         says.append(f"**Few videos.** {which} {least}".rstrip() + f": {why}.")
     return says
 
