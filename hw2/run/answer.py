@@ -153,12 +153,13 @@ def _best_line(run: Run) -> str:
     head = (f"One feature: {_listed(alike)}." if len(_single(run)) == 1 else f"Best feature: {_listed(alike)}." if len(alike) == 1 else
             f"Best features: {_listed(alike)}, which classify equally many videos correctly.")
     if not ((table["top1"] > table["majority"]) & (table["p_holm"] < .05)).any():
-        head = f"No feature is {'above' if (table['top1'] <= table['majority']).all() else 'distinguishable from'} the majority class. Highest: {_listed(alike)}."
+        verdict = f"{'above' if (table['top1'] <= table['majority']).all() else 'distinguishable from'} the majority class."
+        head = f"No feature is {verdict} Highest: {_listed(alike)}." if len(_single(run)) > 1 else f"{_listed(alike)} is not {verdict}"
     top1 = f"Top-1 is **{r['top1']:.3f}**: {r['right']:,} of {_videos(run, r['n'])} (95 % interval {r['low']:.3f} to {r['high']:.3f})."
     test = _reached(run, run.best, "test") if split != "test" else None
     beside = "" if test is None else f" On {_videos(run, test['n'], 'test')}: **{test['top1']:.3f}** ({test['low']:.3f} to {test['high']:.3f})."
     chance = f"Guessing among {k} classes gives {1 / k:.3f}, the most frequent class {table['majority'].iloc[0]:.3f}."
-    return f"**{head}** {top1}{beside} {chance}{'' if head.startswith('No') else _no_better(table[table['feature'] == r['feature']])}"
+    return f"**{head}** {top1}{beside} {chance}{'' if 'majority' in head else _no_better(table[table['feature'] == r['feature']])}"
 
 # %% ../../nbs/7_run/78b_answer.ipynb #1e378841
 def _compared(run: Run, other: str) -> pd.Series | None:  # difference, low, high, p_holm: of the best feature above `other`
@@ -242,9 +243,9 @@ def _classes_line(run: Run) -> str:
     low, high = known["recall"].min(), known["recall"].max()
     hardest = known.index[known["recall"] == low].tolist()
     lead, (right, n) = "" if says else "**Classes.** ", known.loc[hardest[0], ["TP", "support"]]
+    of = f", {right} of {n} video{'s' * (int(n) != 1)}" if len(hardest) == 1 else ""
     if low == high: says.append(f"{lead}{best}'s recall is {low:.3f} on every class.")
-    else: says.append(f"{lead}{best}'s hardest {'class is' if len(hardest) == 1 else 'classes are'} {_listed(hardest, 3)} "
-                     f"(recall {low:.3f}{f', {right} of {n} videos' if len(hardest) == 1 else ''}).")
+    else: says.append(f"{lead}{best}'s hardest {'class is' if len(hardest) == 1 else 'classes are'} {_listed(hardest, 3)} (recall {low:.3f}{of}).")
     return " ".join(says)
 
 # %% ../../nbs/7_run/78b_answer.ipynb #bdf1c781
