@@ -57,7 +57,7 @@ def power_sentence(
     best = detectable_difference(n)
     if best is None: return f"With {videos} no difference in top-1 can be expected to be detected (at 80 % power, McNemar's exact test)."
     text = f"With {videos} a difference in top-1 below {best:.3f} cannot be expected to be detected (at 80 % power, McNemar's exact test)"
-    if not len(discordant): return text + "."
+    if not len(discordant) or not np.median(discordant): return text + "."
     usual = detectable_difference(n, float(np.median(discordant)))
     share = f"where only one of two features is correct for {np.median(discordant):.2f} of the videos (the median of the pairs here)"
     return text + (f"; {share}, the smallest is {usual:.3f}." if usual else f"; {share}, none can.")

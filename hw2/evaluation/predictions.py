@@ -45,12 +45,13 @@ def feature_metrics(
     p: np.ndarray,  # (n, classes) float32 probabilities
     classes: list[str],  # class names
 ) -> dict:  # val_top1, test_top1, val_top5, n_val, n_test, hardest, easiest
-    "The feature's entry in metrics.json; hardest and easiest by recall on the validation videos."
+    "The feature's entry in metrics.json; hardest and easiest by recall on the validation videos, or, where there are none, the test videos."
     val = (manifest["split"] == "val").to_numpy()
     labelled = manifest["label"].notna().to_numpy()
     test = labelled & (manifest["split"] == "test").to_numpy()
     y = manifest["label"].fillna(-1).to_numpy(int)
-    hardest, easiest = hardest_and_easiest(confusion_matrix(y[val], p[val].argmax(1), len(classes)), classes) if val.any() else ([], [])
+    held = val if val.any() else test
+    hardest, easiest = hardest_and_easiest(confusion_matrix(y[held], p[held].argmax(1), len(classes)), classes)
     top = min(5, len(classes))
     return top1_by_split(manifest, p.argmax(1)) | {f"val_top{top}": top_k_accuracy(p[val], y[val], top) if val.any() else None,
         "n_val": int(val.sum()), "n_test": int(test.sum()), "hardest": hardest, "easiest": easiest}

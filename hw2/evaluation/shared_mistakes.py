@@ -14,7 +14,6 @@ import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
 from .metrics import wilson_interval
-from .significance import bootstrap_interval
 
 # %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #74bc7efe
 def kappa(
@@ -59,7 +58,7 @@ def fusion_room(
     fusions: Sequence[str],  # names in `correct`
     members: Sequence[str],  # the features that they join
     best: str | None = None,  # the feature to compare with; None: the member with the largest top-1
-) -> pd.DataFrame:  # fusion, against, n, best, oracle, low, high, possible, gain, gain_low, gain_high
+) -> pd.DataFrame:  # fusion, against, n, best, oracle, low, high, possible, gain
     "What each fusion gains over a single feature, beside what the oracle of its members would; no row with fewer than two videos."
     correct, rows = {k: np.asarray(v, bool) for k, v in correct.items()}, []
     n = len(next(iter(correct.values()), ()))
@@ -67,9 +66,8 @@ def fusion_room(
         best = best or max(members, key=lambda m: correct[m].mean())
         top1, either = correct[best].mean(), int(np.any([correct[m] for m in members], axis=0).sum())
         for f in fusions:
-            gain = correct[f].astype(int) - correct[best]
-            rows.append([f, best, n, top1, either / n, *wilson_interval(either, n), either / n - top1, gain.mean(), *bootstrap_interval(gain)])
-    return pd.DataFrame(rows, columns=["fusion", "against", "n", "best", "oracle", "low", "high", "possible", "gain", "gain_low", "gain_high"])
+            rows.append([f, best, n, top1, either / n, *wilson_interval(either, n), either / n - top1, correct[f].mean() - top1])
+    return pd.DataFrame(rows, columns=["fusion", "against", "n", "best", "oracle", "low", "high", "possible", "gain"])
 
 # %% ../../nbs/4_evaluation/46_shared_mistakes.ipynb #8a608f05
 def paired_interval(

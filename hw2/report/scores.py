@@ -166,7 +166,7 @@ def summary(
     lines = [{k: m[k] for k in ("dim", "n_val", "n_test")} | linear | {"feature": f"logistic regression ({names[f].replace(' (', ', ').rstrip(')')})"}
              for f, m in single.items() if (linear := m.get("probes", {}).get("logistic"))]
     df = pd.DataFrame([*rows, {"feature": "majority class"} | dict(majority), *lines]).reindex(columns=SUMMARY)
-    df.loc[df["test_top1"].isna(), "n_test"] = None
+    for split in ("val", "test"): df.loc[df[f"{split}_top1"].isna(), f"n_{split}"] = None
     whole_numbers, ratios = ["dim", "n_val", "n_test"], ["val_top1", "test_top1", "report_val_top1", "report_kaggle"]
     return df.astype(dict.fromkeys(whole_numbers, "Int64") | dict.fromkeys(ratios, "Float64"))
 

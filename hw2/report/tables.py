@@ -105,7 +105,7 @@ def with_sources(
     "`to_html`, and below it, folded away, the table in Markdown and in LaTeX."
     texts = [("Markdown", to_markdown(df)), ("LaTeX (booktabs)", to_latex(df))]
     blocks = "".join(f"<h5>{name}</h5><pre>{html.escape(text, quote=False)}</pre>" for name, text in texts)
-    return f'{to_html(df, floats)}<details><summary>as Markdown and LaTeX</summary>{blocks}</details>'
+    return f'{to_html(df, floats)}<details class="sources"><summary>as Markdown and LaTeX</summary>{blocks}</details>'
 
 # %% ../../nbs/6_report/60_tables.ipynb #a5e7b328
 def folded(

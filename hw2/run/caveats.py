@@ -160,13 +160,15 @@ def few_videos(
     "Classes with too few videos to learn from, or to be evaluated on."
     m, names = run.manifest, run.classes
     m, says = m[~m["id"].isin(run.skipped["id"])], []
-    for split, why in [("train", "too few to learn them well"), ("val", "their recalls are imprecise, and the choice of the hardest class even more so")]:
+    for split, why in [("train", "too few to learn them well"), (run.evaluation_split, "their recalls are imprecise, and the choice of the hardest class even more so")]:
         n = m[m["split"] == split]["label"].dropna().astype(int).value_counts().reindex(range(len(names)), fill_value=0)
-        few = n[n < FEW[split]]
+        least_videos = FEW["train" if split == "train" else "val"]
+        few = n[n < least_videos]
         if not n.sum() or not len(few): continue
-        which = f"{len(few)} of {len(names)} classes {'has' if len(few) == 1 else 'have'} fewer than {FEW[split]} {run.split_name(split)} videos"
+        share = f"All {len(names)} classes have" if len(few) == len(names) else f"{len(few)} of the {len(names)} classes {'has' if len(few) == 1 else 'have'}"
+        which = f"{share} fewer than {least_videos} {run.split_name(split)} videos"
         least = f"(the smallest, {one_line(names[few.idxmin()])}, has {few.min()})"
-        if len(few) == len(names) and few.min() == few.max(): which, least = f"Every class has only {few.min()} {run.split_name(split)} videos", ""
+        if len(few) == len(names) and few.min() == few.max(): which, least = f"Every class has only {few.min()} {run.split_name(split)} video{'' if few.min() == 1 else 's'}", ""
         says.append(f"**Few videos.** {which} {least}".rstrip() + f": {why}.")
     return says
 
@@ -180,7 +182,10 @@ def looked_at(
     if params["folds"]:
         says.append("**Held out once.** No decision is made on the videos that a score is measured on: with folds the number of epochs is fixed, "
                     "or chosen inside the training part.")
-    elif params["classifier"]["patience"] is None or not all(r["n_val"] for r in metrics.values()):
+    elif not all(r["n_val"] for r in metrics.values()):
+        says.append("**No validation videos.** Every classifier was trained for the same number of epochs and its last weights were kept. "
+                    + "Which feature is called the best was read from the test videos themselves." * (len(metrics) > 1))
+    elif params["classifier"]["patience"] is None:
         says.append("**No early stopping.** Every classifier was trained for the same number of epochs and its last weights were kept; "
                     "no decision was made on the validation videos.")
     else:
@@ -197,13 +202,18 @@ def looked_at(
     return says
 
 # %% ../../nbs/7_run/78_caveats.ipynb #dec3231c
+def _row(names: Sequence[str]) -> str:
+    "The names with commas and an `and`."
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def caveats(
     run: Run,
 ) -> str:  # Markdown, a list
     "What to keep in mind when reading this run's figures."
     metrics, params, says = {f: run.metrics[f] for f in run.main_features}, run.params, []
     if random := [run.display_name(f) for f in metrics if untrained(params, f)]:
-        says.append(f"**Untrained networks.** The weights behind {' and '.join(random)} are random. Their results show that the program runs; "
+        says.append(f"**Untrained networks.** The weights behind {_row(random)} are random. Their results show that the program runs; "
                     "they say nothing about a trained network.")
     if bundled := [f for f in metrics if params["features"][f].get("weights") == "bundled"]:
         near = (" The demo's videos are drawn as well, by other code, from other parts of the same photographs. So they are close to the "
@@ -211,11 +221,12 @@ def caveats(
                 "Expect less on other videos."
                 if params["data"] == "demo" else "")
         if near and any(run.kind(f) == "clips" for f in bundled): near += " " + worth_of_nearness()
-        says.append(f"**Pretrained on drawn clips.** The small networks behind {' and '.join(bundled)} were trained only on clips and frames "
+        says.append(f"**Pretrained on drawn clips.** The small network{'s' * (len(bundled) > 1)} behind {_row(bundled)} {'were' if len(bundled) > 1 else 'was'} trained only on clips and frames "
                     f"that this package draws.{near}")
     says += probes_on_samples(run)
     says += pretrained_on_classes(run) + looked_at(run) + few_videos(run) + [copied(run), given_away(run)]
-    if all(m["test_top1"] is None for m in metrics.values()): says.append("**No test labels.** The test columns are empty because this data has none.")
+    if all(m["test_top1"] is None for m in metrics.values()) and (run.manifest["split"] == "test").any():
+        says.append("**No test labels.** The labels of the test videos are not known, so nothing is measured on them.")
     theirs = (" The homework report used the number of correctly classified videos, which also depends on how many videos a class has." if run.homework else "")
     says.append(f"**Hardest and easiest classes have the lowest and highest recall**; all ties are named.{theirs}")
     return "\n".join(f"- {s}" for s in says if s)

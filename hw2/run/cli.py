@@ -139,7 +139,9 @@ def closing_lines(
     "What a run reached, for a terminal of 100 columns: top-1 with its interval, and how many videos are missing in it."
     from hw2.report.scores import short_summary
     summary = pd.read_csv(run/"figures/summary.csv", dtype={"feature": str}, keep_default_na=False, na_values=[""])
-    yield from ["", *to_text(short_summary(summary)).splitlines(), "top-1 with its 95 % interval", ""]
+    n = {word: int(summary[column].max()) for column, word in (("n_val", "validation"), ("n_test", "test")) if summary[column].notna().any()}
+    videos = " and ".join(f"{count:,} {word}" for word, count in n.items() if count)
+    yield from ["", *to_text(short_summary(summary)).splitlines(), "top-1 with its 95 % interval" + f", on {videos} videos" * bool(videos), ""]
     skipped = pd.read_csv(run/"skipped.csv", dtype=str, keep_default_na=False)
     missing, given_up = (skipped["id"] != "").sum(), sum(map(is_transient, skipped["cause"]))
     if missing: yield f"videos that could not be read and are not counted: {missing}, listed in {run/'skipped.csv'}"
@@ -341,12 +343,13 @@ def _indented(text: str, width: int) -> list[str]:
 @click.option("--run", "name", required=True, help="A run that is done: its name, or its folder.")
 def predict_clips(clips, name):
     "Label CLIPS with all classifiers of a run; beside each answer its probability p and how often that feature is right on held-out videos."
-    from hw2.run.predict import predict, vector_features
+    from hw2.run.predict import measured_on, predict, vector_features
     run = finished_run(name)
     predictions = predict(run, list(clips))
     n = len(predictions) // len(clips)  # rows of a clip
     blocks = [prediction_lines(predictions.iloc[i:i + n], run.held_out_split) for i in range(0, len(predictions), n)]
     click.echo("\n\n".join(map("\n".join, blocks)))
+    if (predictions["error"] == "").any() and (note := measured_on(run)): click.echo(f"\n{note}")
     for f, why in vector_features(run.params).items(): click.echo(f"{run.display_name(f)} is left out: {why}")
     if (predictions["error"] != "").any(): raise click.exceptions.Exit(1)
 

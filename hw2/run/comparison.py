@@ -38,6 +38,10 @@ def compared(
     for _, r in table.iterrows():
         ahead, behind, d, low, high, mean = r[["a", "b", "difference", "low", "high", "seeds_mean"]]
         if d < 0: ahead, behind, d, low, high, mean = behind, ahead, -d, 0 - high, 0 - low, 0 - mean  # 0 - 0 is 0, where -0 would be written -0.000
+        if d == low == high == 0:  # no video is classified correctly by only one of the two
+            says.append(f"**{one_line(ahead)} and {one_line(behind)} classify the same videos correctly**: {run.correct(r['videos'])[ahead].sum():,} of "
+                        f"{r['n']:,} {run.split_name(r['videos'])} videos{_mean(run, mean)}.")
+            continue
         facts = f"{d:+.3f} ({low:+.3f} to {high:+.3f}; {_p(r)}) on {r['n']:,} {run.split_name(r['videos'])} videos{_mean(run, mean)}"
         says.append(f"**{one_line(ahead)} is better than {one_line(behind)}**: {facts}." if r["p_holm"] < .05 else
                     f"**{one_line(ahead)} and {one_line(behind)} are not distinguishable**: {facts}.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CONTROLS', 'not_counted', 'classes_shown', 'imputed_votes', 'reached', 'findings', 'introduction',
-           'about_split', 'contents']
+           'about_split']
 
 # %% ../../nbs/7_run/74_findings.ipynb #56945a13
 from collections.abc import Sequence
@@ -104,9 +104,16 @@ def _stable(
     for what in shares:
         likely = shares[what][shares[what] >= .01].sort_values(ascending=False, kind="stable")
         others = ", another class in the rest" if len(likely) == 4 else f", one of {len(likely) - 3} other classes in the rest" if len(likely) > 4 else ""
-        if not len(likely): says.append(f"no class was the {what} in 1 % of them")
+        if not len(likely) or likely.iloc[0] < .1: says.append(f"no class was the {what} in more than {np.ceil(shares[what].max() * 100):.0f} % of them")
         else: says.append(f"the {what} class was " + ", ".join(f"*{one_line(name)}* in {v * 100:.0f} %" for name, v in likely.head(3).items()) + others)
     return "; ".join(says)
+
+
+def _all_classes(run: Run, feature: str) -> str:
+    "The classes that have videos to be evaluated on, as a subject."
+    n, k = int((run.confusion(feature).sum(1) > 0).sum()), len(run.classes)
+    if n == 1: return "Only one class has videos to be evaluated on, so none is"
+    return "All classes are" if n == k else f"The {n} of {k} classes that have {run.split_name(run.evaluation_split)} videos are"
 
 
 def findings(
@@ -117,13 +124,13 @@ def findings(
     m, t = run.metrics[feature], run.stats(feature)["recall"][:-2]
     stage = run.stages.get(f"train_{feature}", {})
     parts = [reached(run, feature)]
-    if alike := m["hardest"] and m["hardest"] == m["easiest"]: parts.append(f"All classes are equally hard (recall {t[m['hardest'][0]]:.3f} each).")
+    if alike := m["hardest"] and m["hardest"] == m["easiest"]: parts.append(f"{_all_classes(run, feature)} equally hard (recall {t[m['hardest'][0]]:.3f} each).")
     for what in ("hardest", "easiest") if not alike else ():
         if m[what]: parts.append(f"The {what} {'class is' if len(m[what]) == 1 else 'classes are'} {_listed(m[what])} (recall {t[m[what][0]]:.3f}).")
     if m["hardest"] and not alike:
         resamples = f"In {RESAMPLES:,} bootstrap resamples of these videos (a tie counts in equal parts for its classes)"
         parts.append(f"How stable is that? {resamples} {_stable(run, feature)}.")
-    seeds = f" all {len(m['seeds'])} seeds together" if len(m["seeds"]) > 1 else ""
+    seeds = f" {len(m['seeds'])} seeds together" if len(m["seeds"]) > 1 else ""
     theirs = f"; the homework report's one training, on 6,000 videos, took {SECONDS[feature]:.0f} s" if feature in SECONDS and run.homework else ""
     if "fit_seconds" in stage: parts.append(f"Training{seeds} took {stage['fit_seconds']:.1f} s{theirs}.")
     if untrained(run.params, feature): parts.append("This network is **untrained**: its weights are random, so these numbers are no result.")
@@ -167,16 +174,7 @@ def about_split(
     else:
         says = ["The classifier is trained on the training videos."]
         if sizes["labelled"]["val"]: says.append("Validation top-1 is measured on the validation videos.")
+        else: says.append("There are no validation videos.")
     if sizes["labelled"]["test"]: says.append("Test top-1 is measured on the test videos.")
     elif sizes["videos"]["test"]: says.append("The test videos have no labels; their predictions are in the submission files.")
     return " ".join([*says, "The last two columns count the labelled videos of the smallest and of the largest class."])
-
-
-def contents(
-    run: Run,
-) -> str:  # Markdown, a list of links
-    "The report's sections and features."
-    sections = ["1. Introduction", "2. Dataset", "3. Model", "4. Experiment", "5. Conclusion"]
-    link = lambda heading, name=None: f"[{name or heading}](#{heading.replace(' ', '-')})"
-    features = ", ".join(link(f, one_line(run.display_name(f))) for f in run.main_features)
-    return "\n".join(f"- {link(s)}" + (f": {features}" if s.startswith("4") else "") for s in sections)

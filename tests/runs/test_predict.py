@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -63,7 +64,8 @@ def test_the_command_line(tiny_run, chosen, invoke):
     with open(tiny_run.home/"new.mp4", "ab") as f: f.write(bytes(8))  # after its last box: the same pictures, another file
     done = invoke("predict", chosen["clip"].iloc[3], "new.mp4", "no clip.mp4", "gone.mp4", "--run", "tiny", cwd=tiny_run.home)
     assert done.returncode == 1
-    training, new, bad, gone = done.stdout.rstrip("\n").split("\n\n")
+    training, new, bad, gone, measured = done.stdout.rstrip("\n").split("\n\n")
+    assert re.fullmatch(r"test_top1: on 15 test videos of the run; always the most frequent class: 0\.\d{3} \(n = 15\)", measured)
     note = f"training video {chosen['id'].iloc[3]} of this run: the classifiers were fitted on it, so p is not held-out evidence"
     assert training.startswith(chosen["clip"].iloc[3] + "\n  training video ") and note in " ".join(training.split())
     assert new.splitlines()[1] == "  new to this run" and new.splitlines()[2].split() == ["feature", "predicted", "p", "test_top1"]

@@ -91,7 +91,7 @@ def test_a_file_has_a_line_for_each_stage_and_no_bars(tiny_run):
     lines = tiny_run.output.splitlines()
     assert [STAGE.match(line)[1].split()[0] for line in lines[:8]] == ["extract", *["train"] * 5, "fuse", "draw"]
     assert "with 2 seeds on cnn3d " in lines[3] and "5 features" in lines[0] and "%|" not in tiny_run.output
-    table = lines[9:lines.index("top-1 with its 95 % interval")]
+    table = lines[9:next(i for i, line in enumerate(lines) if line.startswith("top-1 with its 95 % interval, on "))]
     assert table[0].split() == ["feature", "dim", "validation", "test"]
     assert [line.split("  ")[0] for line in table[1:9]] == ["sift", "cnn (untrained)", "cnn3d", "cnn3d_shuffled", "cnn3d_still", "early fusion (untrained)",
                                                             "late fusion (untrained)", "majority class"]
