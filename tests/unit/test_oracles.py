@@ -160,20 +160,23 @@ def test_turned_and_exchanged_classes_are_the_counted_ones(seed):
     other = np.arange(k)
     other[:2] = [1, 0]
     noisy = lambda p, right: np.where(rng.random(n) < right, p, rng.integers(k, size=n))
-    forward, backward = noisy(y, .8), noisy(other[y], .7)
+    forward, backward = noisy(other[y] if seed % 3 == 0 else y, .8), noisy(other[y], .7)  # of every third two classes are exchanged already
     turned, pairs = (f(forward, backward, y, names).set_index(c) for f, c in ((turned_classes, "class"), (exchanged_pairs, ["a", "b"])))
     before, after = (reference.confusion_matrix(y, p, labels=range(k)) for p in (forward, backward))
     assert turned["n"].to_dict() == {names[c]: int(after[c].sum()) for c in range(k) if after[c].any()}
     for c in range(k):
         if not after[c].any(): continue
         r, same = turned.loc[names[c]], sum(f == b for f, b, t in zip(forward, backward, y) if t == c)
-        assert (r["unchanged"], r["times"], after[c][names.index(r["reversed_as"])]) == (same, after[c].max(), after[c].max())
+        assert (r["unchanged"], r["share"], r["times"]) == (same, same / r["n"], after[c].max()) and after[c][names.index(r["reversed_as"])] == r["times"]
         assert [r["low"], r["high"]] == pytest.approx(proportion_confint(same, r["n"], method="wilson"), abs=1e-9)
     most = lambda C, c: {j for j in range(k) if C[c].any() and C[c][j] == C[c].max()}
     sure = lambda a, b: most(after, a) == {b} and most(before, a) != {b}
     expected = {(names[a], names[b]): int(((y == a) & (backward == b)).sum() + ((y == b) & (backward == a)).sum())
                 for a in range(k) for b in range(a + 1, k) if sure(a, b) and sure(b, a)}
     assert pairs["exchanged"].to_dict() == expected
+    for (a, b), r in pairs.iterrows():
+        assert (r["n"], r["share"]) == (np.isin(y, [int(a[1:]), int(b[1:])]).sum(), r["exchanged"] / r["n"])
+        assert [r["low"], r["high"]] == pytest.approx(proportion_confint(int(r["exchanged"]), int(r["n"]), method="wilson"), abs=1e-9)
 
 
 @pytest.mark.parametrize("correct", [
