@@ -34,7 +34,7 @@ def plot_probes(
         ax.plot(x, d["top1"], mark, color=colour, mec="white", ms=7, label=f)
     if chance is not None: ax.axhline(chance, color="#999999", lw=1, ls="--", zorder=0, label="guessing")
     ax.set(xlim=(-.5, len(probes) - .5), ylim=(0, 1.03), ylabel="top-1 (95 % interval)")
-    ax.set_xticks(range(len(probes)), [names[p] for p in probes])
+    ax.set_xticks(range(len(probes)), [names[p].replace(" ", "\n") for p in probes])
     ax.tick_params(axis="x", length=0)
     ax.spines[["top", "right"]].set_visible(False)
     for text in ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, .5), fontsize=9).get_texts(): text.set_parse_math(False)

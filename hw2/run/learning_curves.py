@@ -77,7 +77,7 @@ def curves_in_words(
     says = [f"**Ten videos a class would have been enough** for {told(enough)} ({each})."] * bool(enough)
     says += [f"**Ten would not have been enough** for {told(short)} ({each})."] * bool(short and least)
     rising = [f for f, d in table.groupby("feature", sort=False) if _rises(d)]
-    says += [f"More videos would probably help {', '.join(map(one_line, rising))}: the curve still rises at its end."] * bool(rising)
+    says += [f"The curve of {', '.join(map(one_line, rising))} still rises at its end, so more videos would probably help."] * bool(rising)
     return "\n".join(f"- {s}" for s in [*says, power])
 
 

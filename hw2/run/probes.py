@@ -99,6 +99,9 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def _named(probe: str) -> str: return "the " * (probe in ("mlp", "attentive")) + PROBES[probe]  # as a sentence has it
+
+
 def _exchanged(probe: str, swapped: pd.DataFrame, tau: float | None) -> str:
     "The features that change places by a probe, in one sentence."
     against = swapped[swapped["contradicted"]]
@@ -106,7 +109,8 @@ def _exchanged(probe: str, swapped: pd.DataFrame, tau: float | None) -> str:
     pairs = "; ".join(f"{_listed([r['a'], r['b']])} ({r['first']:+.3f} by the MLP, {r['second']:+.3f})" for _, r in shown.head(3).iterrows())
     more = f" and {len(shown) - 3} more" * (len(shown) > 3)
     verdict = "**the ranking is another one**" if len(against) else "features change places, but no pair differs significantly both ways"
-    return f"By {PROBES[probe]} {verdict}{'' if tau is None else f' (Kendall tau {tau:.2f})'}: {pairs}{more}."
+    correlation = "" if tau is None else f" (Kendall's tau {tau:.2f})"
+    return f"By {_named(probe)} {verdict}{correlation}: {pairs}{more}."
 
 
 def rankings_in_words(
@@ -117,10 +121,10 @@ def rankings_in_words(
     for p, table in ((p, t) for p, t in right.items() if p != "mlp" and t.shape[1] > 1 and len(t)):
         features, swapped = list(table), exchanged_pairs(right["mlp"], table)
         if len(swapped): says.append(_exchanged(p, swapped, rank_correlation(right["mlp"][features].mean(), table.mean())))
-        else: same.append(PROBES[p])
-    if same: says.insert(0, f"**The features rank as by the MLP** by {_listed(same)}.")
+        else: same.append(_named(p))
+    if same: says.insert(0, f"**The ranking of the features is the same** by the MLP, by {_listed(same).replace(', ', ', by ').replace(' and ', ' and by ')}.")
     lacking = [run.display_name(f) for f in run.features if run.metrics[f].get("probes", {}).get("attentive", 0) is None]
-    if lacking: says.append(f"{_listed(lacking)}: no attentive probe, for a video has one unit.")
+    if lacking: says.append(f"No attentive probe for {_listed(lacking)}: a video has a single unit, and so no order.")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/75e_probes.ipynb #448ad5e5
@@ -132,7 +136,7 @@ def gains_in_words(
     table = table[(table["videos"] == run.evaluation_split) & table["over_mlp"].notna()]
     if not len(table): return ""
     found = table[table["p_holm"] < .05].sort_values("over_mlp", ascending=False)
-    says = [f"On {one_line(r['feature'])}, {PROBES[r['probe']]} is **{'better' if r['over_mlp'] > 0 else 'worse'} than the MLP**: {r['top1']:.3f} "
+    says = [f"**{one_line(r['feature'])}** is classified {'better' if r['over_mlp'] > 0 else 'worse'} by {_named(r['probe'])} than by the MLP: {r['top1']:.3f} "
             f"({r['over_mlp']:+.3f}, {r['over_low']:+.3f} to {r['over_high']:+.3f})." for _, r in found.head(6).iterrows()]
     if len(found) > 6: says.append(f"{len(found) - 6} more differences are significant; they stand in the table.")
     if not len(found): says.append("No probe differs significantly from the MLP on any feature.")
@@ -156,13 +160,16 @@ def directions_in_words(
     run: Run,
 ) -> str:  # Markdown, a list; nothing where no feature has an attentive probe, and for a set without such pairs
     "Whether the order of a feature's units says in which direction time runs."
-    table = directions(run)
-    every, says = table[(table["pair"] == "all pairs") & (table["n"] > 0)].set_index(["feature", "probe"]), []
+    table, says = directions(run).query("n > 0"), []
+    every = table[table["pair"] == "all pairs"].set_index(["feature", "probe"])
     for f in (f for f, p in every.index if p == "attentive" and (f, "mlp") in every.index):
         mine, mlp = every.loc[(f, "attentive")], every.loc[(f, "mlp")]
-        facts = "; ".join(f"{name}: {r['right']} of {r['n']}, {r['share']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for name, r in (("attentive probe", mine), ("MLP", mlp)))
-        verdict = "only the order of the units gives it away" if mine["low"] > .5 >= mlp["low"] else "both classifiers find it" if mine["low"] > .5 else "not found in its units"
-        says.append(f"Direction of time in **{one_line(f)}**: {verdict} ({facts}).")
+        verdict = ("only the order of the units gives it away" if mine["low"] > .5 >= mlp["low"] else "both classifiers find it" if mine["low"] > .5 else
+                   "the attentive probe does not find it")
+        facts = "; ".join(f"{p} {r['right']} of {r['n']} ({r['low']:.2f} to {r['high']:.2f})" for p, r in (("attentive probe", mine), ("MLP", mlp)))
+        each = table[(table["feature"] == f) & (table["probe"] == "attentive") & (table["pair"] != "all pairs")]
+        pairs = "; ".join(f"{one_line(r['pair'])} {r['right']} of {r['n']}" for _, r in each.iterrows())
+        says.append(f"Direction of time in **{one_line(f)}**: {verdict} ({facts})." + f" By the attentive probe: {pairs}." * bool(mine["low"] > .5 and len(each) > 1))
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/75e_probes.ipynb #05e63790

@@ -12,18 +12,27 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import softmax
-from scipy.stats import multinomial
+from scipy.stats import multinomial, norm
 from sklearn import metrics as reference
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.proportion import proportion_confint
 from threadpoolctl import threadpool_limits
 from torch.utils.flop_counter import FlopCounterMode
 
+from hw2.classifier.attentive import AttentiveProbe, attentive_labels, pad, train_attentive
+from hw2.classifier.learning_curve import draw_per_class, learning_curve
 from hw2.classifier.mlp import MLP, build_mlp, probabilities, synthetic
+from hw2.classifier.out_of_fold import inner_folds
+from hw2.classifier.probes import NEIGHBOURS, STRENGTHS, logistic_regression, neighbour_labels
 from hw2.classifier.stacked import fit_together
 from hw2.classifier.train import train_feature
 from hw2.core.cards import CATALOGUE
@@ -221,6 +230,102 @@ def test_gflop_of_a_video_is_torchs_count_over_its_units(feature, units):
     table = cost_table({"f": Counted(card.gflop, [units], 4 * card.dim, card.dim)}, {"f": [True]})
     assert table["gflop"][0] == pytest.approx(counter.get_total_flops() / 1e9, rel=6e-3)
     assert table["bytes"][0] == vectors.numpy().nbytes and table["vector_bytes"][0] == vectors[0].numpy().nbytes
+
+
+# Probes and learning curves
+
+
+def overlapping(n: int, k: int = 4, dim: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    "Clouds that overlap: (n, dim) float32, and labels with equally many videos a class."
+    rng = np.random.default_rng(seed)
+    y = np.tile(np.arange(k), n // k)
+    return (rng.normal(0, 1.5, (k, dim))[y] + rng.normal(0, 3, (n, dim))).astype(np.float32), y
+
+
+@pytest.mark.parametrize("seed, groups", [(0, 0), (4, 10)])
+@pytest.mark.parametrize("probe, theirs, name, values", [
+    (logistic_regression, make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), "C", STRENGTHS),
+    (neighbour_labels, KNeighborsClassifier(metric="cosine"), "k", NEIGHBOURS)], ids=["logistic", "neighbours"])
+def test_what_a_probe_chooses_and_predicts_is_scikit_learns(probe, theirs, name, values, seed, groups):
+    X, y = overlapping(300, seed=seed)
+    train, rows, of = np.arange(200), np.arange(200, 300), np.array([f"g{i % groups}" if groups else "" for i in range(200)])
+    labels, chosen = probe(X, train, y[train], rows, of)
+    setting = {"C": "logisticregression__C", "k": "n_neighbors"}[name]
+    folds = inner_folds(y[train], of)
+    found = GridSearchCV(theirs, {setting: values}, cv=folds, refit=False).fit(X[train], y[train]).cv_results_
+    correct = sum(np.rint(len(held) * found[f"split{i}_test_score"]) for i, (_, held) in enumerate(folds))
+    assert chosen[name] == values[correct.argmax()] and chosen["inner_top1"] == pytest.approx(correct.max() / 200)
+    assert (labels == theirs.set_params(**{setting: chosen[name]}).fit(X[train], y[train]).predict(X[rows])).all()
+
+
+def attended(model: AttentiveProbe, video: np.ndarray) -> np.ndarray:
+    "The logits of one video by loops over heads and units, in float64."
+    W = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+    n, size, h = len(video), len(W["query"]) // model.heads, []
+    for t, x in enumerate(video):
+        x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * W["norm.weight"] + W["norm.bias"]
+        phi = [np.cos(np.pi * k * (t + .5) / n) for k in range(1, model.waves + 1)]
+        a = W["inner.weight"] @ x + W["inner.bias"] + W["position.weight"] @ phi
+        h.append(a * norm.cdf(a))
+    pooled = []
+    for i in range(0, len(W["query"]), size):
+        e = np.exp([W["query"][i:i + size] @ u[i:i + size] / np.sqrt(size) for u in h])
+        pooled.append(sum(w * u[i:i + size] for w, u in zip(e / e.sum(), h)))
+    return W["out.weight"] @ np.concatenate(pooled) + W["out.bias"]
+
+
+@pytest.mark.parametrize("heads, lengths", [(4, [3, 8, 1, 5]), (1, [2, 2]), (8, [40])])
+def test_attention_is_the_one_by_loops_and_a_batch_equals_its_items(heads, lengths):
+    rng = np.random.default_rng(0)
+    videos = [rng.normal(2, 3, (n, 20)) for n in lengths]
+    torch.manual_seed(0)
+    model = AttentiveProbe(20, 6, hidden=32, heads=heads).eval()
+    torch.nn.init.normal_(model.norm.weight), torch.nn.init.normal_(model.norm.bias)
+    x, mask = pad(videos)
+    expected = np.stack([attended(model, v) for v in videos])
+    with torch.no_grad():
+        np.testing.assert_allclose(model(x, mask), expected, atol=1e-4)
+        np.testing.assert_allclose(np.concatenate([model(*pad([v])) for v in videos]), expected, atol=1e-4)
+        longer, more = torch.nn.functional.pad(x, (0, 0, 0, 7), value=1e4), torch.nn.functional.pad(mask, (0, 7))
+        np.testing.assert_allclose(model(longer, more), expected, atol=1e-4)
+
+
+def test_the_attentive_probe_is_the_same_bytes_in_processes_with_one_thread_and_two():
+    code = ("import hashlib, numpy as np, torch; from hw2.classifier.attentive import attentive_probe\n"
+            "rng = np.random.default_rng(0); y = rng.integers(0, 3, 200)\n"
+            "units = [rng.normal(size=(n, 64)).astype(np.float32) + k for n, k in zip(rng.integers(2, 9, 200), y)]\n"
+            "labels, chosen = attentive_probe(units, np.arange(150), y[:150], np.arange(150, 200), None, 3)\n"
+            "from hw2.classifier.attentive import train_attentive; model = train_attentive(units[:150], y[:150], 3)\n"
+            "print(chosen, hashlib.sha256(labels.tobytes() + b''.join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest())")
+    said = [subprocess.run([sys.executable, "-c", code], env=os.environ | {f"{of}_NUM_THREADS": n for of in ("OMP", "OPENBLAS", "MKL")},
+                           cwd=ROOT, check=True, capture_output=True, text=True).stdout for n in ("1", "2")]
+    assert said[0] == said[1] and "weight_decay" in said[0]
+
+
+def test_the_order_of_units_is_found_where_it_decides_and_not_where_it_does_not():
+    "Two kinds of units, one first or the other; their mean says nothing."
+    rng = np.random.default_rng(0)
+    y, kinds = rng.integers(0, 2, 400), 2 * np.array([[1, -1] * 4, [-1, 1] * 4])
+    videos = [kinds[[label, 1 - label]] + rng.normal(size=(2, 8)) for label in y]
+    train = lambda some: train_attentive(some[:200], y[:200], 2, epochs=35)
+    assert (attentive_labels(train(videos), videos[200:]) == y[200:]).mean() > .95
+    shuffled = [v[rng.permutation(2)] for v in videos]
+    assert .35 < (attentive_labels(train(shuffled), shuffled[200:]) == y[200:]).mean() < .65
+
+
+def test_a_draw_of_a_learning_curve_is_the_plain_loops():
+    X, y = overlapping(500, dim=16)
+    train, rows, split = np.arange(300), np.arange(300, 500), np.array(["train"] * 300 + ["val"] * 150 + ["test"] * 50)
+    params = check_params({"device": "cpu", "learning_curves": True, "classifier": {"hidden": 32, "dropout": 0.0}})
+    curve = learning_curve(X, y, train, rows, split, 75, 4, params)
+    for draw, per_class in [(0, 4), (3, 16), (7, 75)]:
+        drawn = draw_per_class(y, train, per_class, draw)
+        assert np.bincount(y[drawn]).tolist() == [per_class] * 4 and set(drawn) <= set(train)
+        alone = MLP(hidden=32, dropout=0.0, max_epochs=20, patience=None, random_state=draw).fit(X[drawn], y[drawn], classes=range(4))
+        found = curve[(curve["draw"] == draw) & (curve["per_class"] == per_class)].set_index("split")
+        for name in ("val", "test"):
+            at = rows[split[rows] == name]
+            assert abs(found.loc[name, "right"] - (alone.predict(X[at]) == y[at]).sum()) <= 1 and found.loc[name, "n"] == len(at)
 
 
 # Features
