@@ -340,17 +340,15 @@ function listButton(i) {
 
 function suspectButton(i) {
   const s = suspects.get(i), name = make("span", {}, videos.name[i], ...(playable(i) ? [] : [make("small", {}, " (not in this file)")]));
-  const labels = make("span", {}, classes[videos.label[i]], make("small", {}, ` → ${classes[s.suggested]}? p of the label ${s.quality.toFixed(2)}`));
+  const labels = make("span", {}, classes[videos.label[i]], make("small", {}, ` → ${classes[s.suggested]}?`));
   return make("button", { type: "button", "data-i": i }, make("span"), name, labels);
 }
 
 function sign(f, i) {
-  if (isRight(f, i)) return mark("right", "correct", "✓");
-  if (isWrong(f, i)) return mark("wrong", "wrong", "✗");
+  if (isRight(f, i)) return make("span", { class: "right", role: "img", "aria-label": "correct" }, "✓");
+  if (isWrong(f, i)) return make("span", { class: "wrong", role: "img", "aria-label": "wrong" }, "✗");
   return make("span");
 }
-
-const mark = (kind, label, text) => make("span", { class: kind, role: "img", "aria-label": label }, text);
 
 function onListKey(e) {
   const all = [...$("list").querySelectorAll("button")], at = all.indexOf(e.target.closest("button"));
@@ -427,17 +425,18 @@ function card(i) {
   const figure = make("figure", {}, player(i), make("figcaption", {}, make("b", {}, videos.name[i]), make("br"), facts.join(" · "), ...note));
   const head = make("tr", {}, ...["feature", "predicted class", "p", "p of true class"].map(h => make("th", { scope: "col" }, h)));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...outcomes.map((_, f) => answer(f, i))));
-  const answers = videos.split[i] !== data.training ? table : suspects.has(i) ? outOfFold(i)
+  const answers = videos.split[i] !== data.training ? table : suspects.has(i) ? outOfFold(suspects.get(i).by)
     : make("p", {}, "The classifiers were trained on this video, so there is no prediction for it.");
-  const doubt = suspects.has(i) ? [make("p", {}, "This label is probably wrong; suggested is ", make("b", {}, classes[suspects.get(i).suggested]), ".")] : [];
+  const s = suspects.get(i), b = text => make("b", {}, text);
+  const doubt = s ? [make("p", {}, "The label ", b(classes[videos.label[i]]), ` (p ${s.quality.toFixed(2)}) is probably wrong; suggested is `, b(classes[s.suggested]), ".")] : [];
   return make("section", { class: "card", "data-i": i, "aria-label": videos.name[i] }, figure, make("div", {}, ...doubt, answers));
 }
 
-function outOfFold(i) {  // what each feature predicts for a training video, by classifiers that were not trained on it
+function outOfFold(by) {  // what each feature predicts for a training video, by classifiers that were not trained on it
   const head = make("tr", {}, make("th", { scope: "col" }, "feature"), make("th", { scope: "col" }, "predicted without training on it"));
   const answer = (p, f) => make("tr", f === state.f ? { class: "chosen" } : {}, make("th", { scope: "row" }, outcomes[f].name),
-    make("td", {}, ...(p < 0 ? ["no prediction"] : [p === videos.label[i] ? mark("right", "correct", "✓") : mark("wrong", "wrong", "✗"), " " + classes[p]])));
-  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...suspects.get(i).by.map(answer)));
+    make("td", {}, p < 0 ? "no prediction" : classes[p]));
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...by.map(answer)));
 }
 
 function answer(f, i) {  // a row: what one feature predicts

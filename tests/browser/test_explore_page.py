@@ -12,6 +12,7 @@ from hw2.data.probe import write_video
 from hw2.explorer.page import Embedded, about, embed_videos, page_data, page_html, page_table, write_page
 from hw2.run.example import invented_run
 from hw2.run.run import Run
+from hw2.run.wrong_labels import suspects
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=ABSENT)
 HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", "a|b \"c\" & 'd' `e` $f$ %%data%%", "{{ 7 * 7 }}\u202e\x00 " + "long" * 40]
@@ -298,6 +299,20 @@ def test_a_hundred_classes_and_twelve_features(opened, tmp_path):
     page.keyboard.press("Enter")
     assert page.locator(".card").first.locator("tbody tr").count() == len(run.metrics)
     assert page.locator("#confusions button").count() == 10
+
+
+def test_labels_that_are_probably_wrong_are_a_list(opened, tmp_path):
+    run, path = of_run(tmp_path, ["a", "b", "c"], features=["sift", "cnn"])
+    page, table = opened(path), suspects(run)
+    page.click("#tab-list")
+    page.select_option("#order", label="labels that are probably wrong")
+    assert page.locator("#list button > :nth-child(2)").evaluate_all("all => all.map(e => e.firstChild.data)") == table["id"].tolist()
+    assert page.locator("#split").input_value() == ""
+    page.locator("#list button").nth(2).click()
+    assert f"is probably wrong; suggested is {table['suggested'][2]}." in page.inner_text(".card p")
+    assert [r[:2] for r in answers(page)] == [["sift", table["by sift"][2]], ["cnn", table["by cnn"][2]]]
+    page.select_option("#class", label="b")
+    assert page.locator("#list button").count() == (table["given"] == "b").sum()
 
 
 def test_every_video_once_with_folds(opened, tmp_path):

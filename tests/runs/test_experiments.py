@@ -21,6 +21,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from scipy.special import softmax
 from scipy.stats import binomtest
 from stored_outputs import cleaned, shown
 from traces import lasting, record
@@ -28,11 +29,13 @@ from traitlets.config import Config
 
 import hw2.run.cli
 from hw2.classifier.train import train_feature
+from hw2.core.cards import CATALOGUE
 from hw2.core.files import ROOT
 from hw2.core.params import Params, read_params
 from hw2.data.dataset import read_manifest
 from hw2.data.source import load_dataset
 from hw2.demo.videos import CLASSES, REVERSALS
+from hw2.evaluation.calibration import fit_temperature
 from hw2.evaluation.order import exchanged_pairs
 from hw2.extraction.extract import extract, read_feature, stores_of, with_reversed
 from hw2.extraction.store import read_units
@@ -131,10 +134,13 @@ def test_submission_follows_the_template(feature, tiny_run):
 
 
 def test_fusions_of_all_features(tiny_run):
-    "Late fusion is the mean of what the features told, for every seed; early fusion saw all vectors in a row."
+    "Late fusion is the mean of the features' probabilities at their temperatures, for every seed; early fusion saw all vectors in a row."
     p, seeds = [f"p_{k}" for k in range(15)], {f: pd.read_parquet(tiny_run.folder/f/"seeds.parquet") for f in [*FEATURES, "early", "late"]}
-    np.testing.assert_allclose(seeds["late"][p], sum(seeds[f][p] for f in FEATURES) / 3, atol=1e-6)
     metrics = json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))
+    at = {f: softmax(np.log(seeds[f][p].to_numpy(float)) / metrics[f]["temperature"]["all"], axis=1) for f in FEATURES}
+    np.testing.assert_allclose(seeds["late"][p], sum(at.values()) / 3, atol=1e-6)
+    plain = (sum(seeds[f][p].to_numpy(float) for f in FEATURES).argmax(1) == seeds["late"]["label"]).groupby([seeds["late"]["seed"], seeds["late"]["split"]])
+    assert [s["val_top1"] for s in metrics["late"]["without_temperature"]] == pytest.approx([plain.mean()[s, "val"] for s in (0, 1)])
     assert list(metrics) == [*FEATURES, *CONTROLS, "early", "late"] and metrics["early"]["dim"] == sum(FEATURES.values())
     assert load(tiny_run.folder, "early")[0].shape == (105, sum(FEATURES.values()))
     for f, every in seeds.items():
@@ -160,8 +166,9 @@ def test_figures_and_summary(tiny_run):
                 [("confusion", ["png", "svg"]), ("stats", ["csv", "md", "tex"]), ("curves", ["png"])] for suffix in suffixes}
     expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion", "controls") for suffix in ("csv", "md", "tex")}
     expected |= {f"{picture}_{f}.png" for picture in ("map", "confused") for f in FEATURES}
-    expected |= {f"{picture}.png" for picture in ("classes", "keypoints", "words", "overview", "recall", "seeds", "calibration", "model", "time_reversal",
-                                            "controls")}
+    pictures = ("classes", "keypoints", "words", "overview", "recall", "seeds", "calibration", "cost", "model", "time_reversal", "controls")
+    expected |= {f"{picture}.png" for picture in pictures}
+    expected |= {"suspects.png"} if len(pd.read_csv(tiny_run.folder/"suspects.csv")) else set()
     assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected
     summary = pd.read_csv(tiny_run.folder/"figures/summary.csv")
     assert summary.columns.tolist() == ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
@@ -199,6 +206,39 @@ def test_the_order_of_the_frames_has_its_section(tiny_run):
     assert table["top1"][:3].tolist() == pytest.approx([top1[f] for f in ("cnn3d", *CONTROLS)], abs=1e-4)
     differences = pd.read_csv(tiny_run.folder/"figures/differences.csv")
     assert len(differences) == 6 and not {*differences["a"], *differences["b"]} & {*CONTROLS}
+
+
+def test_training_videos_are_predicted_out_of_fold(tiny_run):
+    "By each feature, with a temperature that fits; suspects.csv holds the best feature's, and the cost is counted."
+    metrics = json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))
+    p, kept = [f"p_{k}" for k in range(15)], {f: pd.read_csv(tiny_run.folder/f/"out_of_fold.csv") for f in FEATURES}
+    manifest = pd.read_csv(tiny_run.folder/"manifest.csv", dtype={"id": str}, keep_default_na=False)
+    for f, rows in kept.items():
+        assert rows["id"].tolist() == manifest.loc[manifest["split"] == "train", "id"].tolist() and (rows["split"] == "train").all()
+        assert (rows[p].to_numpy().argmax(1) == rows["pred"]).all() and np.allclose(rows[p].to_numpy().sum(1), 1, atol=1e-5)
+        assert metrics[f]["temperature"]["all"] == pytest.approx(fit_temperature(rows[p].to_numpy(), rows["label"].to_numpy()), rel=1e-3)
+    best = max(FEATURES, key=lambda f: (kept[f]["label"] == kept[f]["pred"]).mean())
+    suspects, of_best = pd.read_csv(tiny_run.folder/"suspects.csv"), kept[best].set_index("id")
+    assert (of_best.loc[suspects["id"], "label"] != of_best.loc[suspects["id"], "pred"]).all() and suspects["quality"].is_monotonic_increasing
+    names = [c for c in suspects if c.startswith("by ")]
+    assert names == ["by sift", "by cnn (untrained)", "by cnn3d"]
+    for f, name in zip(FEATURES, names): assert suspects[name].tolist() == [CLASSES[k] for k in kept[f].set_index("id").loc[suspects["id"], "pred"]]
+    assert [metrics[f]["cost"]["units"] for f in FEATURES] == [8, 8, 1] and [metrics[f]["cost"]["unit_bytes"] for f in FEATURES] == [4096, 1024, 512]
+    of_card = [CATALOGUE[f].gflop for f in ("convnext_mini", "r2plus1d_mini")]
+    assert [metrics[f]["cost"]["gflop"] for f in FEATURES] == [None, pytest.approx(of_card[0], rel=6e-3), of_card[1]]
+
+
+def test_a_finished_runs_suspects_are_listed(tiny_run, tmp_path, command):
+    shutil.copytree(tiny_run.folder, tmp_path/"runs/tiny")
+    (tmp_path/"runs/tiny/suspects.csv").unlink()
+    done = command("doctor", "--run", "tiny", cwd=tmp_path)
+    n = len(pd.read_csv(tiny_run.folder/"suspects.csv"))
+    assert done.returncode == 0 and done.stderr == "" and "Checked were the training videos." in done.stdout
+    assert done.stdout.count("\n") == (min(n, 20) + (n > 20) + 5 if n else 3), done.stdout
+    assert (tmp_path/"runs/tiny/suspects.csv").read_bytes() == (tiny_run.folder/"suspects.csv").read_bytes()
+    for arguments, said in [(("--run", "nowhere"), "runs/nowhere: no run here; done are: tiny"), ((), "give either DATA or --run NAME")]:
+        done = command("doctor", *arguments, cwd=tmp_path)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and said in done.stderr
 
 
 def test_record(tiny_run):
@@ -331,7 +371,7 @@ def test_plain_papermill_does_the_same(copied, tiny_run):
     assert done.returncode == 0, done.stderr
     for name, own in [("train", {"feature": "sift"}), ("report", {})]: papermill_alone(name, run, given | own, copied)
     files, before = ({n: digest for n, digest in lasting(folder).items() if "sift" in n} for folder in (run, tiny_run.folder))
-    assert len(files) == 14 and files == {n: before[n] for n in files}
+    assert len(files) == 15 and files == {n: before[n] for n in files}
     assert record(run)["stages"]["extract"]["extracted"] == 0
 
 
@@ -352,7 +392,9 @@ def test_folders_with_one_group_held_out_at_a_time(folds):
     history = pd.read_csv(folds/"sift/history.csv")
     assert len(history) == 2 * 2 * 3 and history["val_top1"].isna().all()  # seeds, folds, epochs; with no patience the held-out part is not looked at
     assert pd.read_csv(folds/"classes.csv")["name"].tolist() == [CLASSES[k] for k in sorted([0, 3, 10], key=lambda k: CLASSES[k])]
-    assert not (folds/"submission_sift.csv").exists()
+    assert not (folds/"submission_sift.csv").exists() and not (folds/"sift/out_of_fold.csv").exists()
+    metrics = json.loads((folds/"metrics.json").read_text(encoding="utf-8"))
+    assert list(metrics["sift"]["temperature"]) == ["0", "1"] and set(pd.read_csv(folds/"suspects.csv")["id"]) <= set(rows["id"])
     assert "Cross-validation" in (folds/"report.html").read_text(encoding="utf-8")
 
 
