@@ -144,7 +144,7 @@ def executed_report(
         stack.enter_context(threadpool_limits(limits=None))
         stack.enter_context(mock.patch("IPython.display.display", lambda *things, **_: shown.extend(map(output, things))))
         if not pictures:
-            stack.enter_context(mock.patch("hw2.report.plots.picture", lambda file, alt: blank))
+            stack.enter_context(mock.patch("hw2.report.plots.picture", lambda file, alt, **how: blank))
             stack.enter_context(mock.patch("hw2.run.figures.save_figure", lambda figure, *_: plt.close(figure)))
             stack.enter_context(mock.patch("hw2.run.figures.save_photos", lambda figure, *_, **how: plt.close(figure)))
             stack.enter_context(mock.patch("hw2.run.run.embed_in_plane", lambda X: (np.arange(len(X)), X[:, :2])))

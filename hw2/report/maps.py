@@ -99,7 +99,7 @@ def plot_recalls(
     ax.set_yticks(range(len(classes)), [_short(c) for c in classes], parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.legend(frameon=False, ncols=min(5, len(looks)), loc="lower left", bbox_to_anchor=(0, 1))
+    ax.legend(frameon=False, ncols=max(1, min(5, len(looks), 80 // (max(map(len, looks)) + 5))), loc="lower left", bbox_to_anchor=(0, 1))
     return ax
 
 # %% ../../nbs/6_report/62_maps.ipynb #0a292f90

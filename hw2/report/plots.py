@@ -10,6 +10,7 @@ __all__ = ['SHARES', 'MARK', 'FEATURES', 'INKS', 'MARKS', 'BULK', 'PNG', 'SVG', 
 # %% ../../nbs/6_report/61_plots.ipynb #f1d5ff67
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -285,7 +286,10 @@ def picture(
     path: str | Path,  # a PNG
     alt: str,  # what it shows, for who cannot see it
     most: int = 820,  # pixels on the page
+    colours: int | None = None,  # that many in the notebook, which makes a third of the bytes; None: as stored
 ) -> Image:
     "The picture, to be displayed; it is embedded in the notebook, a small one at its own size."
-    with PIL.Image.open(path) as read: width = read.width
-    return Image(filename=str(path), width=min(most, round(.6 * width)), alt=alt)
+    with PIL.Image.open(path) as read:
+        width, data = min(most, round(.6 * read.width)), BytesIO()
+        if colours: read.convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE).save(data, "PNG", optimize=True)
+    return Image(data=data.getvalue() or Path(path).read_bytes(), format="png", width=width, alt=alt)

@@ -83,9 +83,11 @@ def picture_in_words(
     run: Run,
 ) -> str:  # Markdown
     "What the picture shows and which tests the five lines use."
-    seeds = f", {len(s)} seeds: the dot is the first one's, all numbers above too" if len(s := run.params["classifier"]["seeds"]) > 1 else ""
-    return ("Top-1 of every feature, its controls below it, and fusions, with 95 % intervals (Wilson" + seeds + "). "
-            "p is that of McNemar's exact test, corrected for the number of pairs by Holm's method; intervals of differences are bootstrap intervals.")
+    seeds, controls = len(run.params["classifier"]["seeds"]), any(is_control(run.params["features"][f]) for f in run.features)
+    rows = f"Top-1 of every feature{', its controls below it' * controls}{', and of the fusions' * any(f in run.metrics for f in FUSIONS)}."
+    first = f" The dots, and the numbers above, are the first of {seeds} seeds'." if seeds > 1 else ""
+    return (f"{rows} Lines are 95 % intervals (Wilson).{first} p is that of McNemar's exact test, corrected for the number of pairs by Holm's method; "
+            "intervals of differences are bootstrap intervals.")
 
 
 def draw_answer(
