@@ -1,24 +1,35 @@
 """Bad input: a clear error that names the thing, and nothing lost"""
 
+import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from hw2.classifier.train import train_feature
 from hw2.core.devices import pick_device
-from hw2.core.files import ROOT
+from hw2.core.files import ROOT, write_csv
 from hw2.core.params import ParameterError, check_params, read_params
+from hw2.data.dataset import COLUMNS, write_classes, write_manifest
 from hw2.data.source import load_dataset
+from hw2.data.split import split_manifest
 from hw2.extraction.extract import extract, stores_of
+from hw2.extraction.store import Units
 from hw2.features.backbone import Backbone, embed
 from hw2.features.networks import WeightsError, build
 from hw2.features.sift import BagOfWords
 from hw2.features.weights import download, load_weights
+from hw2.report.tables import to_html
 from hw2.run.cli import app
+from hw2.run.learning_curves import curve_table, curves_in_words, plot_run_curves
+from hw2.run.probes import chosen_settings, directions_in_words, gains_in_words, plot_run_probes, probe_table, probe_top1, rankings_in_words
 from hw2.run.record import RunError, open_run
+from hw2.run.results import save_result
 from hw2.run.run import Run
 
 MINI = {"features": {"sift": {"fps": 2, "words": 8}}, "workers": 1, "device": "cpu", "classifier": {"max_epochs": 2}}
@@ -190,3 +201,52 @@ def test_a_run_stops_with_the_notebook_the_cell_and_the_cause(tiny_home, monkeyp
     said = done.stderr[done.stderr.index("hw2: "):]
     assert "extract.ipynb stopped in cell" in said and "runs/stops/extract.ipynb" in said and "Traceback" not in said
     assert "DataError: nowhere/videos: no such folder" in said and "cell: dataset = load_dataset(params)" in said
+
+
+# Probes and learning curves
+
+
+def videos(train: list[int], val: int = 3, test: int = 2, labelled: bool = True, groups: int = 0) -> pd.DataFrame:
+    "A manifest: of each class so many training, validation and test videos."
+    rows = [(split, y) for y, n in enumerate(train) for split, count in (("train", n), ("val", val), ("test", test)) for _ in range(count)]
+    m = pd.DataFrame([[f"v{i}", f"v{i}", str(i), y, split, f"g{i % groups}" if groups else "", None] for i, (split, y) in enumerate(rows)], columns=COLUMNS)
+    m = m.astype({"label": "Int64", "fold": "Int64"})
+    return m if labelled else m.assign(label=m["label"].mask(m["split"] == "test"))
+
+
+def units_of(m: pd.DataFrame, kind: str) -> list[np.ndarray]:
+    "Three units a video that say the class, or its opposite on held-out videos, or nothing."
+    rng, y = np.random.default_rng(0), m["label"].fillna(0).to_numpy(int)
+    if kind == "constant": return [np.ones((3, 5), np.float32)] * len(m)
+    if kind == "wrong": y = np.where(m["split"] == "train", y, (y + 1) % (y.max() + 1))
+    return [(rng.normal(0, .01 if kind in ("right", "wrong") else 3, (3, 8)) + 9 * np.eye(8)[k]).astype(np.float32) for k in y]
+
+
+@pytest.mark.parametrize("given", [
+    dict(m=videos([1, 1, 1])), dict(m=videos([8, 8, 1])), dict(m=videos([6, 6]), kind="constant"), dict(m=videos([9, 9, 9], labelled=False)),
+    dict(m=videos([9, 9, 9], groups=4), folds=3), dict(m=videos([9, 9], val=0)), dict(m=videos([9, 9, 9]), kind="right"), dict(m=videos([9, 9, 9]), kind="wrong"),
+    dict(m=videos([9, 9], val=0, labelled=False))], ids=["one a class", "one of a class", "constant", "no test labels", "folds and groups", "no validation",
+                                                       "all correct", "all wrong", "no labels"])
+def test_probes_and_learning_curves_of_sets_with_little_to_learn_from(given, tmp_path):
+    "Two identical features; no warning, no NaN, a sentence instead."
+    m, k = given["m"], int(given["m"]["label"].max()) + 1
+    if folds := given.get("folds"): m = split_manifest(m.assign(split=m["split"].where(m["split"] == "test", "")), folds=folds)
+    classes = [f"class {i}" for i in range(k)]
+    params = check_params({"features": {f: {"kind": "frames", "backbone": "convnext_mini", "weights": "bundled"} for f in "ab"}, "fuse": [], "folds": folds, "device": "cpu",
+                           "probes": ["mlp", "logistic", "neighbours", "attentive"], "learning_curves": True, "inner_folds": None,
+                           "classifier": {"hidden": 8, "max_epochs": 3}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = train_feature("a", [Units(c, np.arange(3.), u) for c, u in zip(m["content"], units_of(m, given.get("kind", "")))], m, classes, params)
+        folder = open_run("bad", params, tmp_path)
+        write_manifest(folder/"manifest.csv", m), write_classes(folder/"classes.csv", classes), write_csv(folder/"skipped.csv", m.loc[:-1, ["id", "path"]].assign(cause=""))
+        for f in "ab": save_result(folder, f, result)
+        run = Run(folder)
+        words = [says(run) for says in (rankings_in_words, gains_in_words, directions_in_words, curves_in_words)]
+        pages = [to_html(table(run)) for table in (probe_table, probe_top1, chosen_settings, curve_table)]
+        drawn = [plot(run) for plot in (plot_run_probes, plot_run_curves)]
+    plt.close("all")
+    assert "nan" not in "".join([*words, *pages]).lower()
+    known = m.loc[m["split"] == ("val" if (m["split"] == "val").any() else "test"), "label"].notna().any()
+    assert [bool(words[0]), bool(words[1]), bool(words[3]), *(d is not None for d in drawn)] == [known] * 5
+    if known: assert "The ranking of the features is the same" in words[0] and ("No probe differs" in words[1] or "classified" in words[1])
