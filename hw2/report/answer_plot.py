@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Transform, offset_copy
 
 from .plots import feature_styles
 
@@ -28,6 +29,15 @@ def _wrapped(
     return "\n".join(textwrap.wrap(name, room)) or name
 
 
+def _beside(
+    ax: plt.Axes,
+    column: int,
+    shift: float = 0,  # points
+) -> Transform:  # of a point's x, 1, and its row
+    "Where a column of numbers stands, right of the axes."
+    return offset_copy(ax.get_yaxis_transform(), ax.figure, x=14 + 36 * column + shift, units="points")
+
+
 def _draw_row(
     ax: plt.Axes,
     at: float,  # the row's place
@@ -41,7 +51,7 @@ def _draw_row(
         ax.fill_betweenx([y - .13, y + .13], r.lowest, r.highest, color=colour, alpha=.25, lw=0)
         ax.hlines(y, r.low, r.high, color=colour, lw=1.4)
         ax.plot(r.top1, y, "o", color=colour, mfc="white" if i else colour, mew=1.3, ms=5 if small or i else 6.5, clip_on=False, zorder=3)
-        ax.text(1.035 + .09 * i, at, f"{r.top1:.3f}", va="center", size=9, color=PALE if small or i else "black", clip_on=False)
+        ax.text(1, at, f"{r.top1:.3f}", transform=_beside(ax, i), va="center", size=9, color=PALE if small or i else "black")
 
 # %% ../../nbs/6_report/68_answer_plot.ipynb #cb2db441
 def plot_answer(
@@ -65,7 +75,7 @@ def plot_answer(
     ax.set_yticks(range(len(features)), [_wrapped("↳ " * (kinds[f] == "control") + f) for f in features], parse_math=False, size=9)
     for label, f in zip(ax.get_yticklabels(), features): label.set(color=PALE if kinds[f] == "control" else "black", size=8 if kinds[f] == "control" else 9)
     ax.set(xlim=(0, 1), ylim=(len(features) - .5, -.5), xlabel="top-1")
-    for j in range(len(splits)): ax.plot(1.067 + .09 * j, -.62, "o", color="#333333", mfc="white" if j else "#333333", ms=5, clip_on=False)
+    for j in range(len(splits)): ax.plot(1, -.62, "o", transform=_beside(ax, j, 14), color="#333333", mfc="white" if j else "#333333", ms=5, clip_on=False)
     _key(ax, table, seeds)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -82,5 +92,5 @@ def _key(
     n = table.drop_duplicates("videos").set_index("videos")["n"]
     dots = [Line2D([], [], **ink, mfc="white" if j else "#333333", label=f"{n[v]:,} {v} videos") for j, v in enumerate(n.index)]
     line, band = Line2D([], [], color="#333333", lw=1.4, label="95 % interval"), Line2D([], [], color="#333333", alpha=.25, lw=7, label=f"{seeds} seeds, lowest to highest")
-    ax.legend(handles=[*dots, line, *[band] * (seeds > 1), *ax.get_legend_handles_labels()[0]], frameon=False, ncols=3, fontsize=8.5, loc="lower left",
-              bbox_to_anchor=(0, 1, 1, .1), borderaxespad=1.3, handlelength=1.6, columnspacing=1.4)
+    ax.legend(handles=[*dots, line, *[band] * (seeds > 1), *ax.get_legend_handles_labels()[0]], frameon=False, ncols=3, fontsize=8.5, loc="lower right",
+              bbox_to_anchor=(1.1, 1), borderaxespad=1.6, handlelength=1.6, columnspacing=1.4)
