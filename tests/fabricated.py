@@ -84,7 +84,8 @@ def result_of(
                          for s in seeds for f in folds]).astype({"fold": "Int64"})
     linear = top1_by_split(predicted, probabilities(predicted, k, .9 * correct, 1, state + 1)[0].argmax(1))
     metrics = feature_metrics(predicted, p[0], list(names)) | {
-        "epochs": epochs, "dim": dim, "untrained": entry.get("weights") == "random", "skipped": dict(train=0, val=0, test=0), "logistic_regression": linear,
+        "epochs": epochs, "dim": dim, "untrained": entry.get("weights") == "random", "skipped": dict(train=0, val=0, test=0),
+        "probes": {"logistic": linear | {"chosen": {"all": {"C": 1.0, "inner_top1": None}}}},
         "seeds": [{"seed": s} | top1_by_split(predicted, each.argmax(1)) for s, each in zip(seeds, p)]}
     words = {f"{'all' if f is None else f}.pool.vocabulary": torch.zeros(8, 128) for f in folds} if entry["kind"] == "sift" else {}
     return Result(m, X.astype(np.float32), rows, p, seeds, history, words | {"all.mlp.0": torch.zeros(1)}, metrics, .5)

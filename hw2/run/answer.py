@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from statsmodels.stats.multitest import multipletests
 
-from ..core.params import FUSIONS, is_control
+from ..core.params import FUSIONS, controls_of, is_control
 from ..evaluation.power import detectable_difference
 from ..evaluation.shared_mistakes import class_differences
 from ..evaluation.significance import mcnemar
@@ -53,9 +53,7 @@ def feature_of(
     control: str,  # a feature
 ) -> str | None:  # None: it is no control, or the run does not have its feature
     "The feature that is the same but for the order of its frames."
-    entries = run.params["features"]
-    if not is_control(entries[control]): return None
-    return next((f for f in run.features if entries[f] == entries[control] | {"order": "forward"}), None)
+    return next((f for f in run.features if control in controls_of(run.params, f).values()), None)
 
 
 def in_order(
@@ -124,11 +122,6 @@ def _p(p: float) -> str: return "p below 0.0001" if p < 1e-4 else f"p {p:.4f}"
 def _videos(run: Run, n: int, split: str | None = None) -> str: return f"{n:,} {run.split_name(split or run.evaluation_split)} video{'s' * (int(n) != 1)}"
 
 
-def _single(run: Run) -> list[str]:
-    "The features that are no control; all, where there is nothing else."
-    return [f for f in run.features if not is_control(run.params["features"][f])] or run.features
-
-
 def _reached(run: Run, feature: str, split: str) -> pd.Series | None:
     "Its row of `Run.intervals`."
     rows = run.intervals()
@@ -151,12 +144,12 @@ def _best_line(run: Run) -> str:
     "The best feature, its top-1, and chance."
     split, k = run.evaluation_split, len(run.classes)
     r, table = _reached(run, run.best, split), against_majority(run)
-    alike = [run.display_name(f) for f in _single(run) if _reached(run, f, split)["right"] == r["right"]]
-    head = (f"One feature: {_listed(alike)}." if len(_single(run)) == 1 else f"Best feature: {_listed(alike)}." if len(alike) == 1 else
+    alike = [run.display_name(f) for f in run.main_features if _reached(run, f, split)["right"] == r["right"]]
+    head = (f"One feature: {_listed(alike)}." if len(run.main_features) == 1 else f"Best feature: {_listed(alike)}." if len(alike) == 1 else
             f"Best features: {_listed(alike)}, which classify equally many videos correctly.")
     if not ((table["top1"] > table["majority"]) & (table["p_holm"] < .05)).any():
         verdict = f"{'above' if (table['top1'] <= table['majority']).all() else 'distinguishable from'} the majority class."
-        head = f"No feature is {verdict} Highest: {_listed(alike)}." if len(_single(run)) > 1 else f"{_listed(alike)} is not {verdict}"
+        head = f"No feature is {verdict} Highest: {_listed(alike)}." if len(run.main_features) > 1 else f"{_listed(alike)} is not {verdict}"
     top1 = f"Top-1 is **{r['top1']:.3f}**: {r['right']:,} of {_videos(run, r['n'])} (95 % interval {r['low']:.3f} to {r['high']:.3f})."
     test = _reached(run, run.best, "test") if split != "test" else None
     beside = "" if test is None else f" On {_videos(run, test['n'], 'test')}: **{test['top1']:.3f}** ({test['low']:.3f} to {test['high']:.3f})."
@@ -188,9 +181,9 @@ def _worse(run: Run, found: dict[str, pd.Series], of: int, value) -> str:
 
 def _others_line(run: Run) -> str:
     "Which other features are worse, which cannot be told apart, which are no better than the majority class."
-    best, others, most = one_line(run.display_name(run.best)), [f for f in in_order(run) if f in _single(run) and f != run.best], against_majority(run)
+    best, others, most = one_line(run.display_name(run.best)), [f for f in in_order(run) if f in run.main_features and f != run.best], against_majority(run)
     if not others:
-        linear = (run.metrics[run.best].get("logistic_regression") or {}).get(f"{run.evaluation_split}_top1")
+        linear = run.metrics[run.best].get("probes", {}).get("logistic", {}).get(f"{run.evaluation_split}_top1")
         return "**No other feature to compare it with.**" + (f" Logistic regression on the same vectors reaches {linear:.3f}." if linear is not None else "") + _controls(run)
     found = {f: r for f in others if (r := _compared(run, f)) is not None}
     if not found: return "**The others cannot be compared**: too few videos have a label."
@@ -214,7 +207,7 @@ def _controls(run: Run) -> str:
 def _fusion_line(run: Run) -> str:
     "What the fusions gain."
     fusions = [f for f in FUSIONS if f in run.metrics]
-    if not fusions: return "**No fusion**: there is only one feature." if len(_single(run)) == 1 else "**No fusion** was asked for."
+    if not fusions: return "**No fusion**: there is only one feature." if len(run.main_features) == 1 else "**No fusion** was asked for."
     reached = {f: r for f in fusions if (r := _reached(run, f, run.evaluation_split)) is not None}
     rows = run.gains[run.gains["videos"] == run.evaluation_split]
     if not len(rows):
@@ -231,7 +224,7 @@ def _classes_line(run: Run) -> str:
     "The classes that separate the best feature from the next one, and its hardest."
     known, best = run.stats(run.best)[:-2], one_line(run.display_name(run.best))
     known = known[known["support"] > 0]
-    order = [f for f in in_order(run) if f in _single(run)]
+    order = [f for f in in_order(run) if f in run.main_features]
     says = []
     if len(order) > 1:
         other = next(f for f in order if f != run.best)
@@ -255,7 +248,7 @@ def _trust_line(run: Run) -> str:
     "How many videos there are, which differences they can show, what was chosen on them."
     r, support = _reached(run, run.best, run.evaluation_split), run.stats(run.best)["support"][:-2]
     each = f"{support.min():,} a class" if support.min() == support.max() else f"{support.min():,} to {support.max():,} a class"
-    best, table, names = detectable_difference(int(r["n"])), run.differences, [run.display_name(f) for f in _single(run)]
+    best, table, names = detectable_difference(int(r["n"])), run.differences, [run.display_name(f) for f in run.main_features]
     table = table[(table["videos"] == run.evaluation_split) & table["a"].isin(names) & table["b"].isin(names)]
     shares = ((table["only_a"] + table["only_b"]) / table["n"]).to_numpy(float)
     usual = detectable_difference(int(r["n"]), float(np.median(shares))) if len(shares) and np.median(shares) > 0 else None
@@ -282,7 +275,7 @@ def question(
     run: Run,
 ) -> str:  # Markdown
     "What the run asks, of which videos."
-    k, m, features = len(run.classes), run.readable, [run.display_name(f) for f in _single(run)]
+    k, m, features = len(run.classes), run.readable, [run.display_name(f) for f in run.main_features]
     known, held = int(m["label"].notna().sum()), "" if run.params["folds"] is None else ", cross-validated"
     videos = f"{known:,} labelled video{'s' * (known != 1)}" + (f" and {len(m) - known:,} without a label" if known < len(m) else "")
     of = f"the feature {_listed(features)}" if len(features) == 1 else f"each of {len(features)} features" + f", {_listed(features, 9)}," * (sum(map(len, features)) < 90)

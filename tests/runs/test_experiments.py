@@ -166,7 +166,8 @@ def test_figures_and_summary(tiny_run):
                 [("confusion", ["png", "svg"]), ("stats", ["csv", "md", "tex"]), ("curves", ["png"])] for suffix in suffixes}
     expected |= {f"{table}.{suffix}" for table in ("summary", "differences", "fusion", "controls") for suffix in ("csv", "md", "tex")}
     expected |= {f"{picture}_{f}.png" for picture in ("map", "confused") for f in FEATURES}
-    pictures = ("classes", "keypoints", "words", "overview", "recall", "seeds", "calibration", "cost", "model", "time_reversal", "controls")
+    pictures = ("classes", "keypoints", "words", "overview", "recall", "seeds", "calibration", "cost", "model", "time_reversal", "controls",
+                "answer", "probes", "learning_curves")
     expected |= {f"{picture}.png" for picture in pictures}
     expected |= {"suspects.png"} if len(pd.read_csv(tiny_run.folder/"suspects.csv")) else set()
     assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected
