@@ -36,7 +36,7 @@ def plot_order(
     tables = {f: t for f, t in tables.items() if len(t)}
     rows = [(f, i, r) for i, (f, t) in enumerate(tables.items()) for r in t.to_dict("records")]
     styles, n = feature_styles(list(tables)), len(rows) + .6 * max(len(tables) - 1, 0)
-    ax = ax or plt.subplots(figsize=(7, 1.1 + .34 * max(n, 1) + .16 * len(baselines)), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(7, 1.1 + min(.34, max(.18, 11 / max(n, 1))) * max(n, 1) + .16 * len(baselines)), layout="constrained")[1]
     at = [j + .6 * i for j, (_, i, _) in enumerate(rows)]
     for y, (f, _, r) in zip(at, rows):
         colour, face = styles[f][0], "white" if r["frames"] == "shown reversed" else styles[f][0]

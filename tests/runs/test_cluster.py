@@ -17,7 +17,7 @@ from hw2.core.params import read_params
 from hw2.data.dataset import Dataset
 from hw2.data.source import load_dataset
 from hw2.extraction.cluster import ClusterError, cluster_client, on_cluster
-from hw2.extraction.extract import extract, stores_of
+from hw2.extraction.extract import extract, stores_of, with_reversed
 from hw2.extraction.store import Units, chunks, read_chunk, read_units
 from hw2.run.cli import app
 
@@ -38,9 +38,9 @@ def videos(tiny_demo, tmp_path_factory) -> Path:
 
 
 def params_for(videos: Path, cache: str, **other) -> dict:
-    "The demo's networks, on the folder."
+    "The demo's networks, on the folder, and the controls of the one for clips."
     networks = {"cnn": {"like": "convnext_mini", "fps": 4}, "cnn3d": {"like": "r2plus1d_mini", "clip_fps": 8, "n_clips": 1}}
-    own = {"device": "cpu", "workers": 2, "features": {"sift": {"fps": 4}} | networks}
+    own = {"device": "cpu", "workers": 2, "features": {"sift": {"fps": 4}} | networks, "controls": True}
     return read_params({"data": str(videos), "form": "folders", "cache": str(videos.parent/cache)} | own, other)
 
 
@@ -48,7 +48,7 @@ def extracted(params: dict) -> tuple[dict[str, list[Units]], list]:
     "Everything in the store after an extraction, by feature; and what was left out."
     dataset = load_dataset(params)
     skipped = extract(dataset, params)
-    return {f: read_units(store, dataset.manifest) for f, (_, store) in stores_of(params).items()}, skipped.to_numpy().tolist()
+    return {f: read_units(store, dataset.manifest) for f, (_, store) in stores_of(with_reversed(params)).items()}, skipped.to_numpy().tolist()
 
 
 def kill_one(cache: Path, done: threading.Event) -> None:
