@@ -63,8 +63,8 @@ def _probe_table(run: Run) -> pd.DataFrame:
     for name, table in probe_answers(run).items():
         for split, d in ((s, d) for s in ("val", "test") if len(d := table[table["split"] == s])):
             right = {p: d[p] == d["label"] for p in PROBES if p in d}
-            rows += [[name, p, split, len(d), int(r.sum()), r.mean(), *wilson_interval(r.sum(), len(d)), *([None] * 4 if p == "mlp" else _gain(r, right["mlp"]))]
-                     for p, r in right.items()]
+            gains = {p: [None] * 4 if p == "mlp" else _gain(r, right["mlp"]) for p, r in right.items()}
+            rows += [[name, p, split, len(d), int(r.sum()), r.mean(), *wilson_interval(r.sum(), len(d)), *gains[p]] for p, r in right.items()]
     table = pd.DataFrame(rows, columns=COLUMNS[:-1]).astype(dict.fromkeys(COLUMNS[5:-1], float))
     each = [pd.Series(holm(p), p.index) for _, p in table["p"].dropna().groupby(table["videos"])]
     return table.assign(p_holm=pd.concat(each) if each else pd.Series(dtype=float))
@@ -78,14 +78,16 @@ def probe_top1(
     cells = [f"{t:.3f} ({low:.3f} to {high:.3f})" for t, low, high in table[["top1", "low", "high"]].itertuples(index=False)]
     wide = table.assign(cell=cells).pivot(index=["feature", "videos", "n"], columns="probe", values="cell")
     order = table.drop_duplicates(["feature", "videos"])[["feature", "videos", "n"]]
-    return wide.reindex(index=pd.MultiIndex.from_frame(order), columns=[p for p in PROBES if p in wide]).rename(columns=PROBES).fillna("").rename_axis(None, axis=1).reset_index()
+    wide = wide.reindex(index=pd.MultiIndex.from_frame(order), columns=[p for p in PROBES if p in wide])
+    return wide.rename(columns=PROBES).fillna("").rename_axis(None, axis=1).reset_index()
 
 
 def chosen_settings(
     run: Run,
 ) -> pd.DataFrame:  # feature, probe, fold ("all" where there is one split), setting (text), inner_top1, fitted (videos; missing: all of the training part)
     "What was chosen for each probe inside the training part, and the top-1 it reached there."
-    rows = [[run.display_name(f), PROBES[p], fold, ", ".join(f"{k} {v:g}" for k, v in c.items() if k not in ("inner_top1", "fitted")), c["inner_top1"], c.get("fitted")]
+    setting = lambda chosen: ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in chosen.items() if k not in ("inner_top1", "fitted"))
+    rows = [[run.display_name(f), PROBES[p], fold, setting(c), c["inner_top1"], c.get("fitted")]
             for f in run.features for p, m in run.metrics[f].get("probes", {}).items() if m for fold, c in m["chosen"].items()]
     table = pd.DataFrame(rows, columns=["feature", "probe", "fold", "setting", "inner_top1", "fitted"]).astype({"inner_top1": float, "fitted": "Int64"})
     return table.dropna(axis=1, how="all")
@@ -176,7 +178,8 @@ def directions_in_words(
         facts = "; ".join(f"{p} {r['right']} of {r['n']} ({r['low']:.2f} to {r['high']:.2f})" for p, r in (("attentive probe", mine), ("MLP", mlp)))
         each = table[(table["feature"] == f) & (table["probe"] == "attentive") & (table["pair"] != "all pairs")]
         pairs = "; ".join(f"{one_line(r['pair'])} {r['right']} of {r['n']}" for _, r in each.iterrows())
-        says.append(f"Direction of time in **{one_line(f)}**: {verdict} ({facts})." + f" By the attentive probe: {pairs}." * bool(mine["low"] > .5 and len(each) > 1))
+        by_pair = f" By the attentive probe: {pairs}." if mine["low"] > .5 and len(each) > 1 else ""
+        says.append(f"Direction of time in **{one_line(f)}**: {verdict} ({facts}).{by_pair}")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/75e_probes.ipynb #05e63790
