@@ -132,7 +132,8 @@ def unit_vectors(
     def units(i: int) -> np.ndarray:
         video = videos[i]
         if len(video) > LONGEST: video = video[np.linspace(0, len(video) - 1, LONGEST).round().astype(int)]
-        return pooler.vocabulary_.transform(video) if isinstance(pooler, BagOfWords) else np.array(video, np.float32)  # a copy: the original may keep a whole chunk
+        if isinstance(pooler, BagOfWords): return pooler.vocabulary_.transform(video)
+        return np.array(video, np.float32)  # a copy: the original may keep a whole chunk in memory
     return LazySequence(units, range(len(videos)))
 
 # %% ../../nbs/5_classifier/53c_attentive.ipynb #d9a92f7b

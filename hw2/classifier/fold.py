@@ -115,8 +115,8 @@ class FittedFold:
     poolers: list[Pooler]  # one for each seed, or a single one for all
     X: np.ndarray  # (poolers, n, dim) float32 vectors of all usable videos
     seconds: float  # the MLPs' training, all seeds together
-    probes: dict[str, tuple[np.ndarray, dict] | None] = field(default_factory=dict)  # from `fit_probes`, on the first seed's vectors: labels of all but the training videos
-    curve: pd.DataFrame | None = None  # from `learning_curve`, on the same vectors
+    probes: dict[str, tuple[np.ndarray, dict] | None] = field(default_factory=dict)  # from `fit_probes`, of all but the training videos
+    curve: pd.DataFrame | None = None  # from `learning_curve`; both on the first seed's vectors
     inside: InnerCheck | None = None  # out-of-fold probabilities of the training videos, and the temperature; None: not wanted
 
     def state(self) -> dict[str, torch.Tensor]: return learned_state(self.poolers[0], self.mlps[0])  # the first seed's pooler and MLP, as saved

@@ -106,7 +106,8 @@ def learning_curve(
         if len(draws[0]) < 2: continue
         for draw, mlp in enumerate(_fit_draws(X, y, draws, params, n_classes)):
             right = probabilities(mlp.model_, held).argmax(1) == y[rows]
-            table += [[draw, per_class, len(draws[draw]), s, int(right[split[rows] == s].sum()), int((split[rows] == s).sum())] for s in sorted(set(split[rows]), reverse=True)]
+            counted = {s: right[split[rows] == s] for s in ("val", "test")}
+            table += [[draw, per_class, len(draws[draw]), s, int(r.sum()), len(r)] for s, r in counted.items() if len(r)]
     return pd.DataFrame(table, columns=["draw", "per_class", "n_train", "split", "right", "n"])
 
 # %% ../../nbs/5_classifier/53e_learning_curve.ipynb #2b132909

@@ -37,7 +37,7 @@ class Result:
     state: dict[str, torch.Tensor]  # "<fold>.pool.*" and "<fold>.mlp.*" of the first seed
     metrics: dict  # the feature's entry in metrics.json
     fit_seconds: float  # the MLPs' trainings, all seeds together
-    probes: pd.DataFrame | None = None  # id, split, fold, label, and each classifier's labels: mlp (the first seed's), logistic, ...; None: there are none beside the MLP
+    probes: pd.DataFrame | None = None  # id, split, fold, label, and by each classifier: mlp (the first seed's), logistic, ...; None: the MLP only
     curve: pd.DataFrame | None = None  # from `learning_curve`; None: not wanted
     out_of_fold: pd.DataFrame | None = None  # training videos, columns as in `predictions`; None with folds, for controls and fusions
 
@@ -102,15 +102,16 @@ def _out_of_fold_table(found: CombinedFolds, manifest: pd.DataFrame) -> pd.DataF
     return pd.concat([facts, pd.DataFrame(inside.p, columns=[f"p_{k}" for k in range(inside.p.shape[1])])], axis=1)
 
 
-def _probe_metrics(found: CombinedFolds, labels: dict, predicted: pd.DataFrame) -> dict:  # by probe: val_top1, test_top1, chosen (by fold); None: it cannot be had
-    "What each probe reaches, and the settings that were chosen for it."
+def _probe_metrics(found: CombinedFolds, labels: dict, predicted: pd.DataFrame) -> dict:
+    "By probe val_top1, test_top1, and what was chosen in each fold; None for one that the feature cannot have."
     chosen = lambda name: {f.name: f.probes[name][1] for f in found.folds}
     return {name: None if of_one is None else top1_by_split(predicted, of_one) | {"chosen": chosen(name)} for name, of_one in labels.items()}
 
 
 def _probe_table(found: CombinedFolds, labels: dict, predicted: pd.DataFrame) -> pd.DataFrame:
     "Every classifier's labels, the MLP's among them, of the videos that were not trained on."
-    return predicted[["id", "split", "fold", "label"]].assign(mlp=found.p[0].argmax(1), **{name: of_one for name, of_one in labels.items() if of_one is not None})
+    known = {"mlp": found.p[0].argmax(1)} | {name: of_one for name, of_one in labels.items() if of_one is not None}
+    return predicted[["id", "split", "fold", "label"]].assign(**known)
 
 # %% ../../nbs/5_classifier/55_train.ipynb #2d60812d
 def add_zero_shot(

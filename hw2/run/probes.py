@@ -11,13 +11,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from statsmodels.stats.multitest import multipletests
 
 from ..classifier.probe_fits import PROBES
 from ..demo.videos import REVERSALS
 from ..evaluation.metrics import confusion_matrix, wilson_interval
-from ..evaluation.ranking import exchanged_pairs, rank_correlation
-from ..evaluation.significance import compare_pairs
+from ..evaluation.ranking import exchanged_pairs, holm, rank_correlation
+from ..evaluation.significance import bootstrap_interval, mcnemar
 from ..report import scores
 from ..report.probe_plot import plot_probes
 from ..report.tables import one_line
@@ -45,40 +44,50 @@ def correct_by_probe(
 COLUMNS = ["feature", "probe", "videos", "n", "right", "top1", "low", "high", "over_mlp", "over_low", "over_high", "p", "p_holm"]
 
 
+def _gain(right: pd.Series, mlp: pd.Series) -> list[float]:
+    "What a probe gains over the MLP on the same videos, a bootstrap interval, McNemar's p."
+    d = right.astype(int) - mlp.astype(int)
+    return [d.mean(), *bootstrap_interval(d), mcnemar(int((d > 0).sum()), int((d < 0).sum()))]
+
+
 def probe_table(
     run: Run,
-) -> pd.DataFrame:  # feature, probe, videos, n, right, top1, low, high; what it gains over the MLP (over_mlp, over_low, over_high), McNemar's p, p_holm for all of a split
+) -> pd.DataFrame:  # columns `COLUMNS`; over_mlp is what a probe gains over the MLP, p is McNemar's, p_holm is corrected for all of a split
     "Every feature by every classifier, with Wilson's and bootstrap intervals; no row without labels."
+    return run.once("probes", lambda: _probe_table(run)).copy()
+
+
+def _probe_table(run: Run) -> pd.DataFrame:
+    "What `probe_table` keeps."
     rows = []
     for name, table in probe_answers(run).items():
-        for split in ("val", "test"):
-            d = table[table["split"] == split]
+        for split, d in ((s, d) for s in ("val", "test") if len(d := table[table["split"] == s])):
             right = {p: d[p] == d["label"] for p in PROBES if p in d}
-            if not len(d): continue
-            gains = compare_pairs(right, [(p, "mlp") for p in right if p != "mlp"]).set_index("a")[["difference", "low", "high", "p"]]
-            for p, r in right.items():
-                rows.append([name, p, split, len(d), int(r.sum()), r.mean(), *wilson_interval(r.sum(), len(d)), *(gains.loc[p] if p in gains.index else [None] * 4)])
+            gains = {p: [None] * 4 if p == "mlp" else _gain(r, right["mlp"]) for p, r in right.items()}
+            rows += [[name, p, split, len(d), int(r.sum()), r.mean(), *wilson_interval(r.sum(), len(d)), *gains[p]] for p, r in right.items()]
     table = pd.DataFrame(rows, columns=COLUMNS[:-1]).astype(dict.fromkeys(COLUMNS[5:-1], float))
-    holm = [pd.Series(multipletests(p, method="holm")[1], p.index) for _, p in table["p"].dropna().groupby(table["videos"])]
-    return table.assign(p_holm=pd.concat(holm) if holm else pd.Series(dtype=float))
+    each = [pd.Series(holm(p), p.index) for _, p in table["p"].dropna().groupby(table["videos"])]
+    return table.assign(p_holm=pd.concat(each) if each else pd.Series(dtype=float))
 
 
 def probe_top1(
     run: Run,
 ) -> pd.DataFrame:  # feature, videos, n, and a column for each classifier: its top-1 with its interval, as text
     "The same in short."
-    table = run.once("probes", lambda: probe_table(run))
+    table = probe_table(run)
     cells = [f"{t:.3f} ({low:.3f} to {high:.3f})" for t, low, high in table[["top1", "low", "high"]].itertuples(index=False)]
     wide = table.assign(cell=cells).pivot(index=["feature", "videos", "n"], columns="probe", values="cell")
     order = table.drop_duplicates(["feature", "videos"])[["feature", "videos", "n"]]
-    return wide.reindex(index=pd.MultiIndex.from_frame(order), columns=[p for p in PROBES if p in wide]).rename(columns=PROBES).fillna("").rename_axis(None, axis=1).reset_index()
+    wide = wide.reindex(index=pd.MultiIndex.from_frame(order), columns=[p for p in PROBES if p in wide])
+    return wide.rename(columns=PROBES).fillna("").rename_axis(None, axis=1).reset_index()
 
 
 def chosen_settings(
     run: Run,
 ) -> pd.DataFrame:  # feature, probe, fold ("all" where there is one split), setting (text), inner_top1, fitted (videos; missing: all of the training part)
     "What was chosen for each probe inside the training part, and the top-1 it reached there."
-    rows = [[run.display_name(f), PROBES[p], fold, ", ".join(f"{k} {v:g}" for k, v in c.items() if k not in ("inner_top1", "fitted")), c["inner_top1"], c.get("fitted")]
+    setting = lambda chosen: ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in chosen.items() if k not in ("inner_top1", "fitted"))
+    rows = [[run.display_name(f), PROBES[p], fold, setting(c), c["inner_top1"], c.get("fitted")]
             for f in run.features for p, m in run.metrics[f].get("probes", {}).items() if m for fold, c in m["chosen"].items()]
     table = pd.DataFrame(rows, columns=["feature", "probe", "fold", "setting", "inner_top1", "fitted"]).astype({"inner_top1": float, "fitted": "Int64"})
     return table.dropna(axis=1, how="all")
@@ -88,7 +97,7 @@ def plot_run_probes(
     run: Run,
 ) -> Axes | None:  # None where there is nothing beside the MLP, or no label
     "Every feature by every classifier on the evaluation split."
-    table = run.once("probes", lambda: probe_table(run))
+    table = probe_table(run)
     table = table[table["videos"] == run.evaluation_split]
     return plot_probes(table, PROBES, 1 / len(run.classes)) if len(table) else None
 
@@ -122,7 +131,7 @@ def rankings_in_words(
         features, swapped = list(table), exchanged_pairs(right["mlp"], table)
         if len(swapped): says.append(_exchanged(p, swapped, rank_correlation(right["mlp"][features].mean(), table.mean())))
         else: same.append(_named(p))
-    if same: says.insert(0, f"**The ranking of the features is the same** by the MLP, by {_listed(same).replace(', ', ', by ').replace(' and ', ' and by ')}.")
+    if same: says.insert(0, f"**The ranking of the features is the same** {_listed([f'by {p}' for p in ('the MLP', *same)])}.")
     lacking = [run.display_name(f) for f in run.features if run.metrics[f].get("probes", {}).get("attentive", 0) is None]
     if lacking: says.append(f"No attentive probe for {_listed(lacking)}: a video has a single unit, and so no order.")
     return "\n".join(f"- {s}" for s in says)
@@ -132,7 +141,7 @@ def gains_in_words(
     run: Run,
 ) -> str:  # Markdown, a list; nothing for a run without probes or labels
     "Where a probe differs from the MLP by more than chance."
-    table = run.once("probes", lambda: probe_table(run))
+    table = probe_table(run)
     table = table[(table["videos"] == run.evaluation_split) & table["over_mlp"].notna()]
     if not len(table): return ""
     found = table[table["p_holm"] < .05].sort_values("over_mlp", ascending=False)
@@ -169,7 +178,8 @@ def directions_in_words(
         facts = "; ".join(f"{p} {r['right']} of {r['n']} ({r['low']:.2f} to {r['high']:.2f})" for p, r in (("attentive probe", mine), ("MLP", mlp)))
         each = table[(table["feature"] == f) & (table["probe"] == "attentive") & (table["pair"] != "all pairs")]
         pairs = "; ".join(f"{one_line(r['pair'])} {r['right']} of {r['n']}" for _, r in each.iterrows())
-        says.append(f"Direction of time in **{one_line(f)}**: {verdict} ({facts})." + f" By the attentive probe: {pairs}." * bool(mine["low"] > .5 and len(each) > 1))
+        by_pair = f" By the attentive probe: {pairs}." if mine["low"] > .5 and len(each) > 1 else ""
+        says.append(f"Direction of time in **{one_line(f)}**: {verdict} ({facts}).{by_pair}")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/75e_probes.ipynb #05e63790

@@ -209,8 +209,8 @@ def test_a_run_stops_with_the_notebook_the_cell_and_the_cause(tiny_home, monkeyp
 def videos(train: list[int], val: int = 3, test: int = 2, labelled: bool = True, groups: int = 0) -> pd.DataFrame:
     "A manifest: of each class so many training, validation and test videos."
     rows = [(split, y) for y, n in enumerate(train) for split, count in (("train", n), ("val", val), ("test", test)) for _ in range(count)]
-    m = pd.DataFrame([[f"v{i}", f"v{i}", str(i), y, split, f"g{i % groups}" if groups else "", None] for i, (split, y) in enumerate(rows)], columns=COLUMNS)
-    m = m.astype({"label": "Int64", "fold": "Int64"})
+    cells = [[f"v{i}", f"v{i}", str(i), y, split, f"g{i % groups}" if groups else "", None] for i, (split, y) in enumerate(rows)]
+    m = pd.DataFrame(cells, columns=COLUMNS).astype({"label": "Int64", "fold": "Int64"})
     return m if labelled else m.assign(label=m["label"].mask(m["split"] == "test"))
 
 
@@ -224,7 +224,8 @@ def units_of(m: pd.DataFrame, kind: str) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("given", [
     dict(m=videos([1, 1, 1])), dict(m=videos([8, 8, 1])), dict(m=videos([6, 6]), kind="constant"), dict(m=videos([9, 9, 9], labelled=False)),
-    dict(m=videos([9, 9, 9], groups=4), folds=3), dict(m=videos([9, 9], val=0)), dict(m=videos([9, 9, 9]), kind="right"), dict(m=videos([9, 9, 9]), kind="wrong"),
+    dict(m=videos([9, 9, 9], groups=4), folds=3), dict(m=videos([9, 9], val=0)), dict(m=videos([9, 9, 9]), kind="right"),
+    dict(m=videos([9, 9, 9]), kind="wrong"),
     dict(m=videos([9, 9], val=0, labelled=False))], ids=["one a class", "one of a class", "constant", "no test labels", "folds and groups", "no validation",
                                                        "all correct", "all wrong", "no labels"])
 def test_probes_and_learning_curves_of_sets_with_little_to_learn_from(given, tmp_path):
@@ -232,14 +233,16 @@ def test_probes_and_learning_curves_of_sets_with_little_to_learn_from(given, tmp
     m, k = given["m"], int(given["m"]["label"].max()) + 1
     if folds := given.get("folds"): m = split_manifest(m.assign(split=m["split"].where(m["split"] == "test", "")), folds=folds)
     classes = [f"class {i}" for i in range(k)]
-    params = check_params({"features": {f: {"kind": "frames", "backbone": "convnext_mini", "weights": "bundled"} for f in "ab"}, "fuse": [], "folds": folds, "device": "cpu",
+    params = check_params({"features": {f: {"kind": "frames", "backbone": "convnext_mini", "weights": "bundled"} for f in "ab"}, "fuse": [], "folds": folds,
                            "probes": ["mlp", "logistic", "neighbours", "attentive"], "learning_curves": True, "inner_folds": None,
-                           "classifier": {"hidden": 8, "max_epochs": 3}})
+                           "classifier": {"hidden": 8, "max_epochs": 3}, "device": "cpu"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = train_feature("a", [Units(c, np.arange(3.), u) for c, u in zip(m["content"], units_of(m, given.get("kind", "")))], m, classes, params)
         folder = open_run("bad", params, tmp_path)
-        write_manifest(folder/"manifest.csv", m), write_classes(folder/"classes.csv", classes), write_csv(folder/"skipped.csv", m.loc[:-1, ["id", "path"]].assign(cause=""))
+        write_manifest(folder/"manifest.csv", m)
+        write_classes(folder/"classes.csv", classes)
+        write_csv(folder/"skipped.csv", m.loc[:-1, ["id", "path"]].assign(cause=""))
         for f in "ab": save_result(folder, f, result)
         run = Run(folder)
         words = [says(run) for says in (rankings_in_words, gains_in_words, directions_in_words, curves_in_words)]

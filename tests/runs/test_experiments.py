@@ -99,6 +99,28 @@ def test_predictions_metrics_and_model(feature, dim, tiny_run):
     assert ("all.pool.vocabulary" in state) == (feature == "sift")
 
 
+@pytest.mark.parametrize("feature", FEATURES)
+def test_probes_and_learning_curve(feature, tiny_run):
+    rows, answers = (pd.read_csv(tiny_run.folder/feature/f"{name}.csv") for name in ("probes", "predictions"))
+    probes = json.loads((tiny_run.folder/"metrics.json").read_text(encoding="utf-8"))[feature]["probes"]
+    assert list(probes) == ["logistic", "neighbours", "attentive"] and (probes["attentive"] is None) == (feature == "cnn3d")  # which has one clip a video
+    assert rows.columns.tolist() == ["id", "split", "fold", "label", "mlp", *(p for p, m in probes.items() if m)]
+    assert rows["id"].tolist() == answers["id"].tolist() and rows["mlp"].tolist() == answers["pred"].tolist()
+    for split in ("val", "test"):
+        d = rows[rows["split"] == split]
+        for p, m in probes.items():
+            if m: assert m[f"{split}_top1"] == pytest.approx((d[p] == d["label"]).mean()) and list(m["chosen"]) == ["all"]
+    curve = pd.read_csv(tiny_run.folder/feature/"learning_curve.csv")
+    assert curve.columns.tolist() == ["draw", "per_class", "n_train", "split", "right", "n"] and sorted(set(curve["draw"])) == list(range(10))
+    assert sorted(set(curve["per_class"])) == [1, 2, 4] and set(curve["n_train"]) == {15, 30, 60} and (curve["right"] <= curve["n"]).all()
+
+
+def test_the_report_says_what_other_classifiers_and_fewer_videos_give(tiny_run):
+    page = (tiny_run.folder/"report.html").read_text(encoding="utf-8")
+    for words in ("Does the ranking depend on the classifier?", "No attentive probe for cnn3d: a video has a single unit", "Direction of time in",
+                  "How many training videos are needed?", "No class has more than 4 training videos"): assert words in page
+
+
 @pytest.mark.parametrize("feature, dim", FEATURES.items())
 def test_load_gives_the_vectors_that_were_classified(feature, dim, tiny_run):
     X, y, manifest = load(tiny_run.folder, feature)

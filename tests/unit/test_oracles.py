@@ -318,11 +318,11 @@ def test_a_draw_of_a_learning_curve_is_the_plain_loops():
     train, rows, split = np.arange(300), np.arange(300, 500), np.array(["train"] * 300 + ["val"] * 150 + ["test"] * 50)
     params = check_params({"device": "cpu", "learning_curves": True, "classifier": {"hidden": 32, "dropout": 0.0}})
     curve = learning_curve(X, y, train, rows, split, 75, 4, params)
-    for draw, per_class in [(0, 4), (3, 16), (7, 75)]:
-        drawn = draw_per_class(y, train, per_class, draw)
-        assert np.bincount(y[drawn]).tolist() == [per_class] * 4 and set(drawn) <= set(train)
+    for draw, size in [(0, 4), (3, 16), (7, 75)]:
+        drawn = draw_per_class(y, train, size, draw)
+        assert np.bincount(y[drawn]).tolist() == [size] * 4 and set(drawn) <= set(train)
         alone = MLP(hidden=32, dropout=0.0, max_epochs=20, patience=None, random_state=draw).fit(X[drawn], y[drawn], classes=range(4))
-        found = curve[(curve["draw"] == draw) & (curve["per_class"] == per_class)].set_index("split")
+        found = curve[(curve["draw"] == draw) & (curve["per_class"] == size)].set_index("split")
         for name in ("val", "test"):
             at = rows[split[rows] == name]
             assert abs(found.loc[name, "right"] - (alone.predict(X[at]) == y[at]).sum()) <= 1 and found.loc[name, "n"] == len(at)
