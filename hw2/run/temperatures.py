@@ -16,23 +16,29 @@ from .run import Run
 
 # %% ../../nbs/7_run/75h_temperatures.ipynb #27cc993d
 def _measured(
-    run: Run,
     predictions: pd.DataFrame,  # of a feature or fusion, with probabilities
 ) -> tuple[float, float]:  # top-1, expected calibration error; NaN where no label is known
-    "Both, on the evaluation split."
-    p, y = labelled_probabilities(predictions[predictions["split"] == run.evaluation_split])
+    "Both, on these videos."
+    p, y = labelled_probabilities(predictions)
     return (float((p.argmax(1) == y).mean()), expected_error(p, y)) if len(y) else (np.nan, np.nan)
 
 
+def _evaluated(run: Run, outcome: str) -> pd.DataFrame:
+    "The predictions for the evaluation split."
+    rows = run.predictions(outcome)
+    return rows[rows["split"] == run.evaluation_split]
+
+
 def _changes(run: Run) -> pd.DataFrame:
+    "The table of `temperature_changes`."
     rows, together = [], fused(run.params)
     for f, of_folds in ((f, run.metrics[f].get("temperature")) for f in run.features):
         if not of_folds: continue
-        table = run.predictions(f)
-        rows.append([run.display_name(f), mean_temperature(of_folds), *_measured(run, table), *_measured(run, calibrated(table, of_folds))])
+        table = _evaluated(run, f)
+        rows.append([run.display_name(f), mean_temperature(of_folds), *_measured(table), *_measured(calibrated(table, of_folds))])
     if rows and "without_temperature" in run.metrics.get("late", {}):
-        plain = average_probabilities([run.predictions(f).assign(seed=0) for f in together])
-        rows.append([run.display_name("late"), np.nan, *_measured(run, plain), *_measured(run, run.predictions("late"))])
+        plain = average_probabilities([_evaluated(run, f).assign(seed=0) for f in together])
+        rows.append([run.display_name("late"), np.nan, *_measured(plain), *_measured(_evaluated(run, "late"))])
     table = pd.DataFrame(rows, columns=["feature", "temperature", "top1", "ece", "top1 with", "ece with"])
     return table.dropna(subset="ece", ignore_index=True)
 
