@@ -173,7 +173,7 @@ def few_videos(
         least_videos = FEW["train" if split == "train" else "val"]
         few = n[n < least_videos]
         if not n.sum() or not len(few): continue
-        share = f"All {len(names)} classes have" if len(few) == len(names) else f"{len(few)} of the {len(names)} classes {'has' if len(few) == 1 else 'have'}"
+        share = f"{'Both' if len(names) == 2 else f'All {len(names)}'} classes have" if len(few) == len(names) else f"{len(few)} of the {len(names)} classes {'has' if len(few) == 1 else 'have'}"
         which = f"{share} fewer than {least_videos} {run.split_name(split)} videos"
         least = f"(the smallest, {one_line(names[few.idxmin()])}, has {few.min()})"
         if len(few) == len(names) and few.min() == few.max(): which, least = f"Every class has only {few.min()} {run.split_name(split)} video{'' if few.min() == 1 else 's'}", ""

@@ -46,7 +46,7 @@ SAID = {  # by kind: what must stand there
     "test without labels": ["The labels of the test videos are not known", "and 12 without a label"],
     "no validation": ["of 24 test videos", "There are no validation videos.", "The hardest class", "read from the test videos themselves"],
     "one feature": ["the feature a carry?", "One feature: a.", "No other feature to compare it with", "there is only one feature"],
-    "twelve features": ["each of 12 features", "of 11 others", "all 66 comparisons" , "every two features"],
+    "twelve features": ["each of 12 features", "of 11 others", "all 132 comparisons", "every two features"],
     "controls": ["still, a control: top-1", "With its frames in another order: still 0.", "One feature: cnn3d"],
     "two classes": ["The 2 classes: <b>one</b>, a\\|b."],
     "a hundred classes": ["all 100 are folded away below", "Every class has only 2 validation videos", "no class was the hardest in more than"],
