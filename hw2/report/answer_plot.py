@@ -71,7 +71,8 @@ def plot_answer(
         if kinds[f] != "control" or not colour: colour = looks[f][0]
         _draw_row(ax, i, table[table["feature"] == f], colour)
         if i and kinds[f] != "control": ax.axhline(i - .5, color="#8a949c" if kinds[f] == "fusion" != kinds[features[i - 1]] else "#e6ebef", lw=1, zorder=0)
-    for j, (what, value) in enumerate(chance.items()): ax.axvline(value, color="#55697a", lw=1.1, ls=("--", ":")[j % 2], zorder=1, label=f"{what} ({value:.3f})")
+    for j, (what, value) in enumerate(chance.items()):
+        ax.axvline(value, color="#55697a", lw=1.1, ls=("--", ":")[j % 2], zorder=1, label=f"{what} ({value:.3f})")
     ax.set_yticks(range(len(features)), [_wrapped("↳ " * (kinds[f] == "control") + f) for f in features], parse_math=False, size=9)
     for label, f in zip(ax.get_yticklabels(), features): label.set(color=PALE if kinds[f] == "control" else "black", size=8 if kinds[f] == "control" else 9)
     ax.set(xlim=(0, 1), ylim=(len(features) - .5, -.5), xlabel="top-1")
@@ -91,6 +92,7 @@ def _key(
     ink = dict(marker="o", ls="none", color="#333333", ms=6, mew=1.3)
     n = table.drop_duplicates("videos").set_index("videos")["n"]
     dots = [Line2D([], [], **ink, mfc="white" if j else "#333333", label=f"{n[v]:,} {v} videos") for j, v in enumerate(n.index)]
-    line, band = Line2D([], [], color="#333333", lw=1.4, label="95 % interval"), Line2D([], [], color="#333333", alpha=.25, lw=7, label=f"{seeds} seeds, lowest to highest")
+    line = Line2D([], [], color="#333333", lw=1.4, label="95 % interval")
+    band = Line2D([], [], color="#333333", alpha=.25, lw=7, label=f"{seeds} seeds, lowest to highest")
     ax.legend(handles=[*dots, line, *[band] * (seeds > 1), *ax.get_legend_handles_labels()[0]], frameon=False, ncols=3, fontsize=8.5, loc="lower right",
               bbox_to_anchor=(1.1, 1), borderaxespad=1.6, handlelength=1.6, columnspacing=1.4)

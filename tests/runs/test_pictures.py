@@ -27,7 +27,8 @@ for name, figure in [("classes", run.plot_classes()), ("keypoints", run.plot_key
 for name, axes in [("recall", run.plot_recalls()), ("seeds", run.plot_seeds()), ("answer", draw_answer(run))]: assert write_plot(run, name, axes)
 for f in run.features: assert write_plot(run, f"map_{f}", run.plot_map(f)) and write_photos(run, f"confused_{f}", run.plot_confused(f))
 """
-NAMES = {"classes", "keypoints", "words", "overview", "recall", "seeds", "answer", *(f"{kind}_{f}" for kind in ("map", "confused") for f in ("sift", "cnn", "cnn3d"))}
+NAMES = {"classes", "keypoints", "words", "overview", "recall", "seeds", "answer",
+         *(f"{kind}_{f}" for kind in ("map", "confused") for f in ("sift", "cnn", "cnn3d"))}
 
 
 @pytest.fixture(scope="module")
