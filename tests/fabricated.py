@@ -117,8 +117,9 @@ def fabricate(
     write_classes(folder/"classes.csv", list(names))
     record_skipped(folder, pd.DataFrame([(i, f"{i}.mp4", "cut short") for i in skipped], columns=["id", "path", "cause"]))
     usable = m[~m["id"].isin(skipped)].reset_index(drop=True)
-    for i, f in enumerate(correct):
-        save_result(folder, f, result_of(params, usable, k, params["features"][f], correct[f], list(correct).index((alike or {}).get(f, f)), names, f in constant))
+    for f in correct:
+        state = list(correct).index((alike or {}).get(f, f))
+        save_result(folder, f, result_of(params, usable, k, params["features"][f], correct[f], state, names, f in constant))
     if fused(params):
         save_result(folder, "early", result_of(params, usable, k, VECTORS, max(correct.values()), 99, names))
         save_late(folder, list(names))
@@ -165,7 +166,8 @@ def executed_report(
 def report_text(nb: nbformat.NotebookNode) -> str:
     "What a reader reads: prose, sentences, tables with a bar between cells; without the tables' sources."
     def plain(text: str, is_html: bool) -> str:
-        if is_html: text = re.sub(r"</tr>", "\n", re.sub(r"\s+</t[dh]>\s*|</t[dh]>\s*", " | ", re.sub(r"\s+", " ", re.sub(r"<pre>.*?</pre>", "", text, flags=re.S))))
+        if is_html:
+            text = re.sub(r"</tr>", "\n", re.sub(r"\s*</t[dh]>\s*", " | ", re.sub(r"\s+|<pre>.*?</pre>", " ", text, flags=re.S)))
         return html.unescape(re.sub(r"<[^>]*>", "", text)).strip()
 
     texts = []

@@ -137,7 +137,8 @@ def confidence_sentence(
     confidence, correct = _confidence(p, y)
     if not len(y): return f"{feature}: no video has a label, so nothing says how often its predictions are correct."
     sure = confidence >= level
-    if not sure.any(): return f"{feature} gives no video's class a probability of {level:g} or more; its largest is {np.floor(confidence.max() * 100) / 100:.2f} (n = {len(y)})."
+    largest = np.floor(confidence.max() * 100) / 100  # 0.899 is not shown as 0.90
+    if not sure.any(): return f"{feature} gives no video's class a probability of {level:g} or more; its largest is {largest:.2f} (n = {len(y)})."
     right, n = int(correct[sure].sum()), int(sure.sum())
     low, high = wilson_interval(right, n)
     return (f"When {feature} gives a class a probability of {level:g} or more, the prediction is correct in {right / n:.2f} of the cases "

@@ -60,8 +60,8 @@ td {{ border-bottom: 1px solid #e6ebef; }}
 td:first-child, th:first-child, {left} {{ text-align: left; }}
 {left} {{ min-width: 4rem; white-space: normal; }}
 @media (max-width: 44rem) {{ .output_png {{ overflow-x: auto; }} .output_png img {{ max-width: none; width: 40rem; }} .room {{ padding: .35rem .5rem; }} }}
-@media print {{ details:not(.sources)::details-content {{ content-visibility: visible; block-size: auto; }} .room {{ border: 0; padding: 0; }} nav {{ display: none; }}
-  .table {{ overflow: visible; }} img {{ break-inside: avoid; }} }}
+@media print {{ details:not(.sources)::details-content {{ content-visibility: visible; block-size: auto; }} .room {{ border: 0; padding: 0; }}
+  nav {{ display: none; }} .table {{ overflow: visible; }} img {{ break-inside: avoid; }} }}
 </style>
 </head>
 <body>

@@ -62,7 +62,8 @@ def in_order(
     "Features by their top-1, each with its controls below it, then controls without one, then fusions."
     top1 = {f: run.metrics[f][f"{run.evaluation_split}_top1"] or 0 for f in run.features}
     parent = {f: feature_of(run, f) for f in run.features}
-    key = lambda f: (is_control(run.params["features"][f]) and parent[f] is None, -top1[parent[f] or f], run.features.index(parent[f] or f), parent[f] is not None)
+    alone = lambda f: is_control(run.params["features"][f]) and parent[f] is None
+    key = lambda f: (alone(f), -top1[parent[f] or f], run.features.index(parent[f] or f), parent[f] is not None)
     return [*sorted(run.features, key=key), *(f for f in FUSIONS if f in run.metrics)]
 
 
@@ -174,7 +175,8 @@ def _same(r: pd.Series) -> bool: return r["difference"] == r["low"] == r["high"]
 def _worse(run: Run, found: dict[str, pd.Series], of: int, value) -> str:
     "Which features are worse, and by how much the closest one."
     nearest = next(iter(found.values()))
-    many = {1: "The other is", 2: "Both others are"}.get(of, f"All {of} others are") if len(found) == of else f"{len(found)} of {of} others {'is' if len(found) == 1 else 'are'}"
+    many = {1: "The other is", 2: "Both others are"}.get(of, f"All {of} others are")
+    if len(found) < of: many = f"{len(found)} of {of} others {'is' if len(found) == 1 else 'are'}"
     gap = f"{'the closest ' if len(found) > 1 else ''}by {nearest['difference']:.3f} ({nearest['low']:.3f} to {nearest['high']:.3f}; {_p(nearest['p_holm'])})"
     return f"**{many} worse**: {_row([value(f) for f in found], 2)}, {gap}."
 
@@ -184,7 +186,8 @@ def _others_line(run: Run) -> str:
     best, others, most = one_line(run.display_name(run.best)), [f for f in in_order(run) if f in run.main_features and f != run.best], against_majority(run)
     if not others:
         linear = run.metrics[run.best].get("probes", {}).get("logistic", {}).get(f"{run.evaluation_split}_top1")
-        return "**No other feature to compare it with.**" + (f" Logistic regression on the same vectors reaches {linear:.3f}." if linear is not None else "") + _controls(run)
+        beside = "" if linear is None else f" Logistic regression on the same vectors reaches {linear:.3f}."
+        return f"**No other feature to compare it with.**{beside}{_controls(run)}"
     found = {f: r for f in others if (r := _compared(run, f)) is not None}
     if not found: return "**The others cannot be compared**: too few videos have a label."
     value = lambda f: f"{one_line(run.display_name(f))} ({_reached(run, f, run.evaluation_split)['top1']:.3f})"
@@ -278,6 +281,7 @@ def question(
     k, m, features = len(run.classes), run.readable, [run.display_name(f) for f in run.main_features]
     known, held = int(m["label"].notna().sum()), "" if run.params["folds"] is None else ", cross-validated"
     videos = f"{known:,} labelled video{'s' * (known != 1)}" + (f" and {len(m) - known:,} without a label" if known < len(m) else "")
-    of = f"the feature {_listed(features)}" if len(features) == 1 else f"each of {len(features)} features" + f", {_listed(features, 9)}," * (sum(map(len, features)) < 90)
+    several = f"each of {len(features)} features" + f", {_listed(features, 9)}," * (sum(map(len, features)) < 90)
+    of = f"the feature {_listed(features)}" if len(features) == 1 else several
     return (f"**How much of a video's label does {of} carry?** The run {one_line(run.folder.name)} has {videos}, {k} classes{held}. "
             "The same small classifier is trained on each feature; top-1 is the share of held-out videos that it classifies correctly.")

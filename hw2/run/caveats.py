@@ -160,15 +160,18 @@ def few_videos(
     "Classes with too few videos to learn from, or to be evaluated on."
     m, names = run.manifest, run.classes
     m, says = m[~m["id"].isin(run.skipped["id"])], []
-    for split, why in [("train", "too few to learn them well"), (run.evaluation_split, "their recalls are imprecise, and the choice of the hardest class even more so")]:
+    for split, why in [("train", "too few to learn them well"),
+                       (run.evaluation_split, "their recalls are imprecise, and the choice of the hardest class even more so")]:
         n = m[m["split"] == split]["label"].dropna().astype(int).value_counts().reindex(range(len(names)), fill_value=0)
         least_videos = FEW["train" if split == "train" else "val"]
         few = n[n < least_videos]
         if not n.sum() or not len(few): continue
-        share = f"All {len(names)} classes have" if len(few) == len(names) else f"{len(few)} of the {len(names)} classes {'has' if len(few) == 1 else 'have'}"
+        share = f"{'Both' if len(names) == 2 else f'All {len(names)}'} classes have"
+        if len(few) < len(names): share = f"{len(few)} of the {len(names)} classes {'has' if len(few) == 1 else 'have'}"
         which = f"{share} fewer than {least_videos} {run.split_name(split)} videos"
         least = f"(the smallest, {one_line(names[few.idxmin()])}, has {few.min()})"
-        if len(few) == len(names) and few.min() == few.max(): which, least = f"Every class has only {few.min()} {run.split_name(split)} video{'' if few.min() == 1 else 's'}", ""
+        if len(few) == len(names) and few.min() == few.max():
+            which, least = f"Every class has only {few.min()} {run.split_name(split)} video{'' if few.min() == 1 else 's'}", ""
         says.append(f"**Few videos.** {which} {least}".rstrip() + f": {why}.")
     return says
 
@@ -221,7 +224,8 @@ def caveats(
                 "Expect less on other videos."
                 if params["data"] == "demo" else "")
         if near and any(run.kind(f) == "clips" for f in bundled): near += " " + worth_of_nearness()
-        says.append(f"**Pretrained on drawn clips.** The small network{'s' * (len(bundled) > 1)} behind {_row(bundled)} {'were' if len(bundled) > 1 else 'was'} trained only on clips and frames "
+        networks = f"network{'s' * (len(bundled) > 1)} behind {_row(bundled)} {'were' if len(bundled) > 1 else 'was'}"
+        says.append(f"**Pretrained on drawn clips.** The small {networks} trained only on clips and frames "
                     f"that this package draws.{near}")
     says += probes_on_samples(run)
     says += pretrained_on_classes(run) + looked_at(run) + few_videos(run) + [copied(run), given_away(run)]

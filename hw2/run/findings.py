@@ -124,7 +124,8 @@ def findings(
     m, t = run.metrics[feature], run.stats(feature)["recall"][:-2]
     stage = run.stages.get(f"train_{feature}", {})
     parts = [reached(run, feature)]
-    if alike := m["hardest"] and m["hardest"] == m["easiest"]: parts.append(f"{_all_classes(run, feature)} equally hard (recall {t[m['hardest'][0]]:.3f} each).")
+    if alike := m["hardest"] and m["hardest"] == m["easiest"]:
+        parts.append(f"{_all_classes(run, feature)} equally hard (recall {t[m['hardest'][0]]:.3f} each).")
     for what in ("hardest", "easiest") if not alike else ():
         if m[what]: parts.append(f"The {what} {'class is' if len(m[what]) == 1 else 'classes are'} {_listed(m[what])} (recall {t[m[what][0]]:.3f}).")
     if m["hardest"] and not alike:

@@ -109,7 +109,8 @@ def _fitted(
     bound = next((s for s in (10, 30, 60, 120, 300, 600) if seconds < s), None)
     n = max(len(run.metrics[f]["seeds"]) for f in features)
     seeds, once = (f", {n} seeds each,", ", once each") if n > 1 else ("", "")
-    theirs = f"\nThe homework report{once}, with 6,000 videos: {sum(SECONDS[f] for f in features):.0f} s." if run.homework and set(features) <= set(SECONDS) else ""
+    known = run.homework and set(features) <= set(SECONDS)
+    theirs = f"\nThe homework report{once}, with 6,000 videos: {sum(SECONDS[f] for f in features):.0f} s." if known else ""
     return f"Fitting the classifiers of the features{seeds} took under {bound} s together.{theirs}" if bound else ""
 
 

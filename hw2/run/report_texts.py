@@ -29,8 +29,9 @@ def training_in_words(
 ) -> str:  # Markdown, one paragraph
     "What the classifier is and how it is trained."
     c, where = run.params["classifier"], stopped_on(run)
-    stop = (f"Training stops when top-1 on {where} has not risen for {c['patience']} epochs, after {c['max_epochs']} at the latest; the weights of the best epoch are kept."
-            if where else f"Every classifier is trained for {c['max_epochs']} epoch{'s' * (c['max_epochs'] > 1)}, and its last weights are kept.")
+    stop = f"Every classifier is trained for {c['max_epochs']} epoch{'s' * (c['max_epochs'] > 1)}, and its last weights are kept."
+    if where: stop = (f"Training stops when top-1 on {where} has not risen for {c['patience']} epochs, after {c['max_epochs']} at the latest; "
+                      "the weights of the best epoch are kept.")
     return ("The classifier is an MLP with two linear layers. It is kept small, so that top-1 depends mostly on the feature. Between the layers are batch "
             f"normalisation, GELU and dropout. AdamW trains it; the learning rate follows a cosine schedule with warm restarts. {stop}")
 
@@ -82,7 +83,7 @@ def seeds_in_words(
 ) -> str:  # Markdown, one paragraph
     "What the seeds change."
     if len(run.params["classifier"]["seeds"]) == 1:
-        return "Each classifier was trained once; parameters `classifier.seeds` asks for more trainings, which show how much top-1 depends on chance in training."
+        return ("Each classifier was trained once. More seeds (`classifier.seeds`) show how much top-1 depends on chance in training.")
     sift = [f for f in run.features if run.kind(f) == "sift"]
     words = ", and in the random start of SIFT's k-means" if sift else ""
     early = " Early fusion keeps the first seed's visual words, so its spread comes from the classifier only." if sift and "early" in run.metrics else ""

@@ -42,7 +42,8 @@ def test_sections_are_open_and_rooms_closed(opened):
     assert opened[0].locator("details.section:not([open])").count() == 0 < opened[0].locator("details.section").count()
     assert opened[0].locator("details.room[open]").count() == 0 < opened[0].locator("details.room").count()
     headings = opened[0].locator("details.room > summary").all_inner_texts()
-    assert any(re.fullmatch(r"cnn3d: top-1 \d\.\d{3} of \d+ validation videos", h.strip()) for h in headings) and "Which differences are real?" in " ".join(headings)
+    assert any(re.fullmatch(r"cnn3d: top-1 \d\.\d{3} of \d+ validation videos",
+                            h.strip()) for h in headings) and "Which differences are real?" in " ".join(headings)
 
 
 def test_every_link_of_the_contents_opens_what_it_names(opened):

@@ -11,22 +11,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hw2.report.answer_plot import plot_answer
 from hw2.report.maps import embed_in_plane, plot_map, plot_recalls, plot_seeds, recalls_by_feature
 from hw2.report.photos import plot_strips, save_photos, sheet_plan
 from hw2.report.plots import save_figure
 
 ALL = """
 import sys
+from hw2.run.answer import draw_answer
 from hw2.run.controls import plot_controls
 from hw2.run.figures import write_photos, write_plot
 from hw2.run.run import Run
 run = Run(sys.argv[1])
 for name, figure in [("classes", run.plot_classes()), ("keypoints", run.plot_keypoints()), ("words", run.plot_words()),
                      ("overview", run.plot_overview())]: assert write_photos(run, name, figure)
-for name, axes in [("recall", run.plot_recalls()), ("seeds", run.plot_seeds()), ("controls", plot_controls(run))]: assert write_plot(run, name, axes)
+for name, axes in [("recall", run.plot_recalls()), ("seeds", run.plot_seeds()), ("controls", plot_controls(run)),
+                   ("answer", draw_answer(run))]: assert write_plot(run, name, axes)
 for f in run.main_features: assert write_plot(run, f"map_{f}", run.plot_map(f)) and write_photos(run, f"confused_{f}", run.plot_confused(f))
 """
-NAMES = {"classes", "keypoints", "words", "overview", "recall", "seeds", "controls",
+NAMES = {"classes", "keypoints", "words", "overview", "recall", "seeds", "controls", "answer",
          *(f"{kind}_{f}" for kind in ("map", "confused") for f in ("sift", "cnn", "cnn3d"))}
 
 
@@ -71,6 +74,10 @@ def test_every_picture_fits_a_page_and_is_light(k, tmp_path):
     seeds = pd.DataFrame([(f, v, s, rng.random()) for f in table["feature"].unique() for v in ("val", "test") for s in range(10)],
                          columns=["feature", "videos", "seed", "top1"])
     save_figure(plot_seeds(seeds).figure, tmp_path/"seeds", formats=["png"])
+    rows = [(f"{'a_network_with_a_long_name' * (i % 3 == 0)}_{i}", "control" if i % 3 else "feature", split, 90, .5, .4, .6, .45, .55)
+            for i in range(36) for split in ("validation", "test")]  # twelve features, two controls each
+    answer = pd.DataFrame(rows, columns=["feature", "kind", "videos", "n", "top1", "low", "high", "lowest", "highest"])
+    save_figure(plot_answer(answer, {"guessing": 1 / k, "majority class": .2}, 10).figure, tmp_path/"answer", formats=["png"])
     for p in tmp_path.iterdir():
         h, w = plt.imread(p).shape[:2]
         assert w <= 1400 and h <= 2100 and p.stat().st_size < 500_000, (p.name, w, h, p.stat().st_size)

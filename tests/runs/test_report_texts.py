@@ -36,7 +36,8 @@ KINDS = {
     "unread videos": dict(correct=TWO, names=classes(3), skipped=["0_train_1", "1_val_2", "2_test_0"])}
 
 SAID = {  # by kind: what must stand there
-    "split": ["Best feature: cnn3d", "On 20 test videos", "Validation chose each classifier's epoch", "top-1 on the validation videos has not risen for 15 epochs",
+    "split": ["Best feature: cnn3d", "On 20 test videos", "Validation chose each classifier's epoch",
+              "top-1 on the validation videos has not risen for 15 epochs",
               "### cnn3d: top-1 ", " of 30 validation videos", "rely on test top-1", "SIFT's k-means", "| 1.5 frames a second |"],
     "course": ["homework report", "| report_kaggle |", "trained once"],
     "folds": ["66 held-out videos", "Cross-validation: each labelled video is predicted once", "| held_out_top1 |", "| held-out |",
@@ -51,10 +52,12 @@ SAID = {  # by kind: what must stand there
     "two classes": ["The 2 classes: <b>one</b>, a\\|b."],
     "a hundred classes": ["all 100 are folded away below", "Every class has only 2 validation videos", "no class was the hardest in more than"],
     "unbalanced": ["below the majority class", "the most frequent class 0.909", "class c, has 2"],
-    "one video a class": ["Every class has only 1 training video:", "too few for any difference to be expected to show", "Every class has only 1 validation video:"],
+    "one video a class": ["Every class has only 1 training video:", "too few for any difference to be expected to show",
+                          "Every class has only 1 validation video:"],
     "constant vectors": ["all vectors of b are the same", "carry nothing of the label"],
     "identical features": ["a and b classify the same videos correctly", "Choosing between them can gain nothing"],
-    "all correct": ["Best features: a and b, which classify equally many videos correctly", "nothing can be gained by choosing", "All classes are equally hard (recall 1.000 each)"],
+    "all correct": ["Best features: a and b, which classify equally many videos correctly", "nothing can be gained by choosing",
+                    "All classes are equally hard (recall 1.000 each)"],
     "all wrong": ["No feature is above the majority class", "Neither a nor b classifies any", "below the majority class"],
     "unread videos": ["1 of 36 training videos could not be read and is not counted", "cut short", "In the submissions these test videos"]}
 
@@ -70,7 +73,8 @@ NEVER = {  # by kind, as regular expressions: what must not
     "two classes": ["<b>bold"]}
 
 HOMEWORK = r"homework|Kaggle|report_val_top1|\b144(\.0)? s"
-WRONG = [r"\b[Nn]a[Nn]\b", r"\b[Ii]nf(inity)?\b", r"\bNone\b(?!: every video)", "Traceback", r"\b1 (videos|classes|seeds|epochs|features|others|frames|pairs)\b", r"\b1 of \d+ \w+ (have|are)\b",
+WRONG = [r"\b[Nn]a[Nn]\b", r"\b[Ii]nf(inity)?\b", r"\bNone\b(?!: every video)", "Traceback",
+         r"\b1 (videos|classes|seeds|epochs|features|others|frames|pairs)\b", r"\b1 of \d+ \w+ (have|are)\b",
          r"\b(\d+) of \1 classes", r"\(val\b", r"-0\.0+\b", "  and|,,| ,|\\.\\.", "Nobody", "all 2 "]
 
 
