@@ -152,6 +152,7 @@ def executed_report(
             stack.enter_context(mock.patch("hw2.run.run.embed_in_plane", lambda X: (np.arange(len(X)), X[:, :2])))
             stack.enter_context(mock.patch("hw2.evaluation.significance.RESAMPLES", 199))
             stack.enter_context(mock.patch("hw2.evaluation.calibration.DRAWS", 100))
+            stack.enter_context(mock.patch("gc.collect", lambda *_: 0))  # statsmodels' `multipletests` asks for it each time: half of a report's time
         for cell in nb.cells:
             if cell.cell_type != "code": continue
             plt.close("all")

@@ -44,7 +44,7 @@ def plot_map(
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "A dot for each video; its colour and shape tell the class."
-    ax = ax or plt.subplots(figsize=(8, 5.6) if len(names) <= 20 else (9.4, 5.6), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(8, 5.6) if len(names) <= 20 else (8.6, 5.6), layout="constrained")[1]
     sizes, area = np.bincount(y, minlength=len(names)), float(np.clip(16000 / len(y), 9, 44))  # in square points
     named = np.sort(np.argsort(-sizes, kind="stable")[:most]) if (sizes > 0).sum() > most else np.flatnonzero(sizes)
     other = ~np.isin(y, named)

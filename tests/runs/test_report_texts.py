@@ -75,6 +75,7 @@ NEVER = {  # by kind, as regular expressions: what must not
 HOMEWORK = r"homework|Kaggle|report_val_top1|\b144(\.0)? s"
 WRONG = [r"\b[Nn]a[Nn]\b", r"\b[Ii]nf(inity)?\b", r"\bNone\b(?!: every video)", "Traceback",
          r"\b1 (videos|classes|seeds|epochs|features|others|frames|pairs)\b", r"\b1 of \d+ \w+ (have|are)\b",
+         r"\b1 (training|validation|test|held-out|labelled) videos",
          r"\b(\d+) of \1 classes", r"\(val\b", r"-0\.0+\b", "  and|,,| ,|\\.\\.", "Nobody", "all 2 "]
 
 
