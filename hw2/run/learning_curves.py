@@ -81,12 +81,13 @@ def curves_in_words(
     ends = {f: d.set_index("per_class")["mean"] for f, d in table.groupby("feature", sort=False)}
     tried = {f: (mean[TEN], mean.iloc[-1]) for f, mean in ends.items() if TEN in mean.index and mean.index[-1] > TEN}
     if not tried: return f"- No class has more than {last} training videos, so ten a class cannot be compared with more.\n- {power}"
-    told = lambda some: ", ".join(f"{one_line(f)} {tried[f][0]:.3f} and {tried[f][1]:.3f}" for f in some)
-    enough = [f for f, (ten, whole) in tried.items() if least and whole - ten < least]
+    whole = "all" if _all(run, table) else f"{last:,}"
+    told = lambda some: ", ".join(f"{one_line(f)} {tried[f][0]:.3f} (with {whole} {tried[f][1]:.3f})" for f in some)
+    enough = [f for f, (ten, every) in tried.items() if least and every - ten < least]
     short = [f for f in tried if f not in enough]
-    each = f"top-1 with ten and with {'all' if _all(run, table) else f'{last:,}'}"
-    says = [f"**Ten videos a class would have been enough** for {told(enough)} ({each})."] * bool(enough)
-    says += [f"**Ten would not have been enough** for {told(short)} ({each})."] * bool(short and least)
+    says = []
+    if enough: says.append(f"**Ten videos a class would have been enough** to come within {least:.3f} of the top-1 with {whole}: {told(enough)}.")
+    if short and least: says.append(f"**Ten would not have been enough**: {told(short)}.")
     rising = [f for f, d in table.groupby("feature", sort=False) if _rises(d)]
     says += [f"The curve of {', '.join(map(one_line, rising))} still rises at its end, so more videos would probably help."] * bool(rising)
     return "\n".join(f"- {s}" for s in [*says, power])

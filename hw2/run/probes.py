@@ -190,13 +190,13 @@ def directions_in_words(
     every = table[table["pair"] == "all pairs"].set_index(["feature", "probe"])
     for f in (f for f, p in every.index if p == "attentive" and (f, "mlp") in every.index):
         mine, mlp = every.loc[(f, "attentive")], every.loc[(f, "mlp")]
-        verdict = ("only the order of the units gives it away" if mine["low"] > .5 >= mlp["low"] else "both classifiers find it" if mine["low"] > .5 else
-                   "the attentive probe does not find it")
+        who = ("only the attentive probe, which uses the order of the units, separates" if mine["low"] > .5 >= mlp["low"] else
+               "both classifiers separate" if mine["low"] > .5 else "not even the attentive probe separates")
         facts = "; ".join(f"{p} {r['right']} of {r['n']} ({r['low']:.2f} to {r['high']:.2f})" for p, r in (("attentive probe", mine), ("MLP", mlp)))
         each = table[(table["feature"] == f) & (table["probe"] == "attentive") & (table["pair"] != "all pairs")]
         pairs = "; ".join(f"{one_line(r['pair'])} {r['right']} of {r['n']}" for _, r in each.iterrows())
         by_pair = f" By the attentive probe: {pairs}." if mine["low"] > .5 and len(each) > 1 else ""
-        says.append(f"Direction of time in **{one_line(f)}**: {verdict} ({facts}).{by_pair}")
+        says.append(f"Direction of time in **{one_line(f)}**: {who} the two directions ({facts}).{by_pair}")
     return "\n".join(f"- {s}" for s in says)
 
 # %% ../../nbs/7_run/75e_probes.ipynb #05e63790
