@@ -114,8 +114,11 @@ def _fitted(
     return f"Fitting the classifiers of the features{seeds} took under {bound} s together.{theirs}" if bound else ""
 
 
-PICTURES = {"recall": "Recall of each class, the features side by side",
-            "time_reversal": "Pairs of classes that differ in the direction of time", "controls": "Top-1 with the frames in order, and of the controls"}
+PICTURES = {"answer": "Top-1 of every feature, control and fusion, with intervals", "recall": "Recall of each class, the features side by side",
+            "time_reversal": "Pairs of classes that differ in the direction of time", "controls": "Top-1 with the frames in order, and of the controls",
+            "probes": "Top-1 of every feature by every classifier", "learning_curves": "Top-1 against training videos a class",
+            "calibration": "Share of correctly classified videos against the probability of the predicted class",
+            "cost": "Top-1 against the operations a video costs"}
 
 
 def _sections(run: Run) -> dict[str, list[str]]:  # paragraphs by heading
@@ -123,15 +126,16 @@ def _sections(run: Run) -> dict[str, list[str]]:  # paragraphs by heading
     summary, spread = run.summary(), run.seed_spread()
     links = [f"- [{one_line(run.display_name(f))}](../figures/stats_{f}.md)" for f in run.main_features if run.confusion(f).any()]
     matrices = [f'<img src="../figures/confusion_{f}.png" alt="Confusion matrix of {f}" width="640">' for f in run.main_features if run.confusion(f).any()]
-    drawn = [f'<img src="../figures/{name}.png" alt="{alt}" width="640">' for name, alt in PICTURES.items() if (run.folder/f"figures/{name}.png").exists()]
+    drawn = {name: f'<img src="../figures/{name}.png" alt="{alt}" width="640">' for name, alt in PICTURES.items() if (run.folder/f"figures/{name}.png").exists()}
+    answer = [drawn.pop("answer")] if "answer" in drawn else []
     many = spread["seeds"].max() > 1
     several = many, len(run.main_features) > 1 and len(run.differences), any(f in run.metrics for f in FUSIONS) and len(run.gains)
     tables = [spread, differences_table(run.differences), gains_table(run.gains)]
     seeds, differences, gains = ([to_markdown(t)] if there else [] for t, there in zip(tables, several))
-    return {"Top-1": [to_markdown(summary.drop(columns=["hardest", "easiest"])), _fitted(run)],
+    return {"Top-1": [*answer, to_markdown(summary.drop(columns=["hardest", "easiest"])), _fitted(run)],
             "Hardest and easiest classes": [to_markdown(extremes(summary))], "With every seed": seeds, "Which differences are real": differences,
             "What the order of the frames is worth": [to_markdown(order_results(run))] * bool(len(order_tables(run))),
-            "What the features gain together": gains, "Statistics of each class": ["\n".join(links)] * bool(links), "Pictures": [*matrices, *drawn]}
+            "What the features gain together": gains, "Statistics of each class": ["\n".join(links)] * bool(links), "Pictures": [*matrices, *drawn.values()]}
 
 
 def long_results(
