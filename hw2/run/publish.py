@@ -126,7 +126,8 @@ def _sections(run: Run) -> dict[str, list[str]]:  # paragraphs by heading
     summary, spread = run.summary(), run.seed_spread()
     links = [f"- [{one_line(run.display_name(f))}](../figures/stats_{f}.md)" for f in run.main_features if run.confusion(f).any()]
     matrices = [f'<img src="../figures/confusion_{f}.png" alt="Confusion matrix of {f}" width="640">' for f in run.main_features if run.confusion(f).any()]
-    drawn = {name: f'<img src="../figures/{name}.png" alt="{alt}" width="640">' for name, alt in PICTURES.items() if (run.folder/f"figures/{name}.png").exists()}
+    drawn = {name: f'<img src="../figures/{name}.png" alt="{alt}" width="640">' for name, alt in PICTURES.items()
+             if (run.folder/f"figures/{name}.png").exists()}
     answer = [drawn.pop("answer")] if "answer" in drawn else []
     many = spread["seeds"].max() > 1
     several = many, len(run.main_features) > 1 and len(run.differences), any(f in run.metrics for f in FUSIONS) and len(run.gains)
