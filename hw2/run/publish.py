@@ -31,9 +31,9 @@ def _videos(run: Run) -> str:
 def short_results(
     run: Run,
 ) -> str:  # Markdown; pictures by the relative path figures/
-    "The README's results: every feature, every fusion and the majority class, and one matrix for each feature."
-    rows = short_summary(run.summary())
-    rows = rows[rows["feature"].isin([*(run.display_name(f) for f in run.metrics), "majority class"])]
+    "The README's results: every feature that is no control, every fusion and the majority class, and one matrix for each feature."
+    rows, kept = short_summary(run.summary()), [f for f in run.metrics if f in FUSIONS or f in run.main_features]
+    rows = rows[rows["feature"].isin([*map(run.display_name, kept), "majority class"])]
     scored = [f for f in run.main_features if run.confusion(f).any()]
     caption = "The confusion matrices, left to right in the table's order; rows are true classes, columns predicted ones:\n"
     pictures = [f'<img src="figures/confusion_{f}.png" alt="Confusion matrix of {f}" width="32%">' for f in scored]
