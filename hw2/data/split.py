@@ -120,7 +120,7 @@ def _with_folds(m: pd.DataFrame, rows: np.ndarray, folds: int | str, split_seed:
         labels, n = np.unique(y, return_counts=True)
         if not grouped and n.min() < folds:
             name = classes[labels[n.argmin()]] if classes else labels[n.argmin()]
-            raise DataError(f"folds: {folds}, but the smallest class has {n.min()} video{'s' * (n.min() != 1)}: {name}; {_advice(n.min(), 'video', folds)}")
+            raise DataError(f"folds: {folds}, but the smallest class has {n.min()} video{'s' * int(n.min() != 1)}: {name}; {_advice(n.min(), 'video', folds)}")
         if grouped and len(set(groups)) < folds: raise DataError(f"folds: {folds}, but there are {len(set(groups))} groups")
         by_label = stratify and n.max() >= folds
         cls = StratifiedGroupKFold if grouped and by_label else StratifiedKFold

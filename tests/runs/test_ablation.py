@@ -100,7 +100,8 @@ def test_only_what_a_value_makes_different_is_trained():
     changed = {s.run: s.changed for s in settings(ablation)}
     assert changed["base"] == [] and changed["words-64"] == ["sift"] and changed["fps-2"] == ["sift", "cnn"] and changed["clips-two_of_1_s"] == ["cnn3d"]
     assert changed["backbone-untrained"] == ["cnn", "cnn3d"] and changed["lr-0.001"] == ["sift", "cnn", "cnn3d"]
-    assert planned_runs(ablation)["base"] == read_params(DEMO, {"classifier": {"seeds": [0, 1, 2, 3, 4]}})
+    assert planned_runs(ablation)["base"] == read_params(DEMO, {"classifier": {"seeds": [0, 1, 2, 3, 4]}, "controls": False, "probes": ["mlp"],
+                                                                   "learning_curves": False, "inner_folds": None})
     assert len(planned_runs(ablation)) == len(settings(ablation)) - len(ablation.factors) + 1
 
 

@@ -195,7 +195,7 @@ def test_figures_and_summary(tiny_run):
     assert {p.name for p in (tiny_run.folder/"figures").iterdir()} == expected
     summary = pd.read_csv(tiny_run.folder/"figures/summary.csv")
     assert summary.columns.tolist() == ["feature", "dim", "val_top1", "test_top1", "n_val", "n_test", "hardest", "easiest", "report_val_top1", "report_kaggle"]
-    assert summary["feature"].str.contains("majority").any() and summary["feature"].str.contains("logistic").sum() == 5
+    assert summary["feature"].str.contains("majority").any() and summary["feature"].str.contains("logistic").sum() == len(FEATURES)
     assert summary["report_val_top1"][:3].tolist() == pytest.approx([504 / 1500, 1411 / 1500, 1473 / 1500], abs=1e-6)
     stats = pd.read_csv(tiny_run.folder/"figures/stats_sift.csv")
     assert stats.columns.tolist() == ["class", "TP", "FP", "FN", "TN", "accuracy", "precision", "recall", "recall_low", "recall_high", "f1", "support"]
@@ -394,7 +394,7 @@ def test_plain_papermill_does_the_same(copied, tiny_run):
     assert done.returncode == 0, done.stderr
     for name, own in [("train", {"feature": "sift"}), ("report", {})]: papermill_alone(name, run, given | own, copied)
     files, before = ({n: digest for n, digest in lasting(folder).items() if "sift" in n} for folder in (run, tiny_run.folder))
-    assert len(files) == 15 and files == {n: before[n] for n in files}
+    assert len(files) == 17 and files == {n: before[n] for n in files}
     assert record(run)["stages"]["extract"]["extracted"] == 0
 
 
