@@ -117,7 +117,7 @@ def _fitted(
 PICTURES = {"answer": "Top-1 of every feature, control and fusion, with intervals", "recall": "Recall of each class, the features side by side",
             "time_reversal": "Pairs of classes that differ in the direction of time", "controls": "Top-1 with the frames in order, and of the controls",
             "probes": "Top-1 of every feature by every classifier", "learning_curves": "Top-1 against training videos a class",
-            "calibration": "Share of correctly classified videos against the probability of the predicted class",
+            "calibration": "Reliability curves of all features",
             "cost": "Top-1 against the operations a video costs"}
 
 
