@@ -81,7 +81,7 @@ def rows(table: pd.DataFrame) -> list[str]:
 def test_the_pages_have_the_numbers_of_the_committed_figures():
     summary = figures("summary").astype(dict.fromkeys(("dim", "n_val", "n_test"), "Int64"))
     short, long = published("README.md").splitlines(), published("docs/results.md").splitlines()
-    single = ~summary["feature"].str.startswith("logistic regression")
+    single = ~summary["feature"].str.startswith("logistic regression") & ~summary["feature"].isin(["cnn3d_shuffled", "cnn3d_still"])
     assert [r for r in rows(short_summary(summary[single])) if r not in short] == []
     tables = [summary.drop(columns=["hardest", "easiest"]), extremes(summary), differences_table(figures("differences")), gains_table(figures("fusion"))]
     assert [r for table in tables for r in rows(table) if r not in long] == [] and all(len(t) for t in tables)
