@@ -20,7 +20,7 @@ from ..core.lazy import LazySequence, blocks
 from ..core.params import untrained
 from ..core.progress import progress
 from ..data.split import cv_splits
-from ..evaluation.predictions import feature_metrics, predictions_table, top1_by_split
+from ..evaluation.predictions import feature_metrics, predictions_table, top1_by_split, with_probabilities
 from ..extraction.store import Units
 from ..features.backbone import Backbone
 
@@ -98,8 +98,7 @@ def _out_of_fold_table(found: CombinedFolds, manifest: pd.DataFrame) -> pd.DataF
     "The out-of-fold probabilities of one split's training videos; with folds the predictions themselves are out of fold."
     inside = found.folds[0].inside
     if len(found.folds) > 1 or inside is None: return None
-    facts = manifest[["id", "split", "fold", "label"]].iloc[inside.rows].reset_index(drop=True).assign(pred=inside.p.argmax(1))
-    return pd.concat([facts, pd.DataFrame(inside.p, columns=[f"p_{k}" for k in range(inside.p.shape[1])])], axis=1)
+    return with_probabilities(manifest.iloc[inside.rows].reset_index(drop=True), inside.p)
 
 
 def _probe_metrics(found: CombinedFolds, labels: dict, predicted: pd.DataFrame) -> dict:

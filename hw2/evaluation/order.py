@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .metrics import confusion_matrix, wilson_interval
-from .significance import compare_pairs
+from .significance import compare_pairs, p_text
 
 # %% ../../nbs/4_evaluation/49b_order.ipynb #dd8fa711
 def order_table(
@@ -69,8 +69,7 @@ def exchanged_pairs(
 # %% ../../nbs/4_evaluation/49b_order.ipynb #a40e5317
 def _costs(r: Mapping) -> str:
     "By how much forward is ahead, with interval and p."
-    p = "p below 0.0001" if r["p"] < 1e-4 else f"p {r['p']:.4f}"
-    return f"{r['difference']:+.3f}, 95 % interval {r['from']:+.3f} to {r['to']:+.3f}, {p}"
+    return f"{r['difference']:+.3f}, 95 % interval {r['from']:+.3f} to {r['to']:+.3f}, p {p_text(r['p'])}"
 
 
 def _less(r: Mapping) -> bool: return r["p"] < .05 and r["difference"] > 0  # significantly

@@ -77,11 +77,16 @@ def check_precision(
         raise EngineError(f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; take float16 or float32")
 
 
-def openvino_core():
-    "OpenVINO's core, imported without its telemetry, which would send a message to Intel."
+def _import_openvino():
+    "OpenVINO without its telemetry, which would send a message to Intel."
     sys.modules.setdefault("openvino_telemetry", None)  # so that its import fails, which OpenVINO handles
     import openvino
-    return openvino.Core()
+    return openvino
+
+
+def openvino_core():
+    "OpenVINO's core."
+    return _import_openvino().Core()
 
 # %% ../../nbs/2_features/25_engine.ipynb #5b9fd6b0
 def default_engine(
@@ -152,8 +157,7 @@ def to_openvino(
     example: torch.Tensor,  # of the shape that all inputs have
 ):
     "The module as OpenVINO's model; raises `EngineError` for an operation that OpenVINO does not have."
-    sys.modules.setdefault("openvino_telemetry", None)  # so that its import fails, which OpenVINO handles
-    import openvino
+    openvino = _import_openvino()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tracing
         try:

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from statsmodels.stats.multitest import multipletests
 
 from ..core.params import FUSIONS, controls_of, is_control
 from ..evaluation.power import detectable_difference
 from ..evaluation.shared_mistakes import class_differences
-from ..evaluation.significance import mcnemar
+from ..evaluation.significance import holm, mcnemar, p_text
 from ..report.answer_plot import plot_answer
 from ..report.tables import one_line
 from .run import Run
@@ -45,7 +44,7 @@ def against_majority(
         both = most.loc[right.index]
         rows.append((name, len(right), right.mean(), both.mean(), mcnemar(int((right & ~both).sum()), int((both & ~right).sum()))))
     table = pd.DataFrame(rows if len(most) else [], columns=["feature", "n", "top1", "majority", "p"])
-    return table.assign(p_holm=multipletests(table.pop("p"), method="holm")[1] if len(table) else [])
+    return table.assign(p_holm=holm(table.pop("p")))
 
 # %% ../../nbs/7_run/78b_answer.ipynb #dfb72e0e
 def feature_of(
@@ -117,7 +116,7 @@ def _row(
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _p(p: float) -> str: return "p below 0.0001" if p < 1e-4 else f"p {p:.4f}"
+def _p(p: float) -> str: return f"p {p_text(p)}"
 
 
 def _videos(run: Run, n: int, split: str | None = None) -> str: return f"{n:,} {run.split_name(split or run.evaluation_split)} video{'s' * (int(n) != 1)}"

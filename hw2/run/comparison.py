@@ -8,6 +8,7 @@ __all__ = ['MANY', 'compared', 'gained']
 # %% ../../nbs/7_run/75_comparison.ipynb #4f379afb
 import pandas as pd
 
+from ..evaluation.significance import p_text
 from ..report.tables import one_line
 from .run import Run
 
@@ -17,7 +18,7 @@ MANY = 4  # features; of more not every pair is put into words
 
 def _p(r: pd.Series) -> str:  # `r`: p and p_holm
     "The pair's p, and where more pairs were compared, the one that counts them; either may be very small."
-    p, holm = ("below 0.0001" if v < 1e-4 else f"{v:.4f}" for v in (r["p"], r["p_holm"]))
+    p, holm = map(p_text, (r["p"], r["p_holm"]))
     return f"p {p}" if r["p"] == r["p_holm"] else f"p {p}; counting all pairs, {holm}"
 
 

@@ -21,7 +21,7 @@ from ..core.files import write_csv
 from ..core.params import check_params, fused, untrained
 from ..data.dataset import COLUMNS, write_classes, write_manifest
 from ..data.split import split_manifest
-from ..evaluation.predictions import feature_metrics, top1_by_split
+from ..evaluation.predictions import feature_metrics, top1_by_split, with_probabilities
 from .record import add_record, open_run
 from .results import save_late, save_result
 
@@ -84,9 +84,7 @@ def invented_run(
         found, out_of_fold = feature_metrics(m, p, names) | facts, None
         if is_checked(f, params):
             found["temperature"] = dict.fromkeys(map(str, range(params["folds"] or 0)), 1.) or {"all": 1.}
-            if params["folds"] is None:
-                known = m.loc[training, ["id", "split", "fold", "label"]].assign(pred=p[training].argmax(1)).reset_index(drop=True)
-                out_of_fold = known.join(pd.DataFrame(p[training], columns=[f"p_{i}" for i in range(k)]))
+            if params["folds"] is None: out_of_fold = with_probabilities(m[training].reset_index(drop=True), p[training])
         table = m.iloc[rows][["id", "split", "fold", "label"]].assign(mlp=p[rows].argmax(1), **{name: found[rows] for name, found in labels.items()})
         curve = invented_curve(m.iloc[rows], k, share) if has_curve(f, params) else None
         save_result(run, f, Result(m, X, rows, np.stack([p[rows]] * len(seeds)), seeds, history, {}, found, 2.25,

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from ..classifier.probe_fits import PROBES
 from ..demo.videos import REVERSALS
 from ..evaluation.metrics import confusion_matrix, wilson_interval
-from ..evaluation.ranking import exchanged_pairs, holm, rank_correlation
-from ..evaluation.significance import bootstrap_interval, mcnemar
+from ..evaluation.ranking import rank_correlation, swapped_features
+from ..evaluation.significance import bootstrap_interval, holm, mcnemar
 from ..report import scores
 from ..report.probe_plot import plot_probes
 from ..report.tables import one_line
@@ -145,7 +145,7 @@ def rankings_in_words(
     "Whether other classifiers rank the features as the MLP does."
     right, says, same = correct_by_probe(run), [], []
     for p, table in ((p, t) for p, t in right.items() if p != "mlp" and t.shape[1] > 1 and len(t)):
-        features, swapped = list(table), exchanged_pairs(right["mlp"], table)
+        features, swapped = list(table), swapped_features(right["mlp"], table)
         if len(swapped): says.append(_exchanged(p, swapped, rank_correlation(right["mlp"][features].mean(), table.mean())))
         else: same.append(_named(p))
     if same: says.insert(0, f"**The ranking of the features is the same** {_listed([f'by {p}' for p in ('the MLP', *same)])}.")

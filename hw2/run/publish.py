@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.files import atomic_write, write_text
 from ..core.params import FUSIONS
+from ..evaluation.significance import p_text
 from ..report.scores import SECONDS, short_summary
 from ..report.tables import one_line, to_markdown
 from .controls import order_tables
@@ -65,7 +66,7 @@ def _compared(
     signed = lambda column: [f"{v:+.3f}" for v in table[column]]
     return pd.DataFrame({"videos": [f"{n} {v}" for n, v in zip(table["n"], table["videos"])], "difference": signed(difference),
                          "95 % interval": [f"{a} to {b}" for a, b in zip(signed("low"), signed("high"))],
-                         "p": ["below 0.0001" if p < 1e-4 else f"{p:.4f}" for p in table["p_holm"]],
+                         "p": table["p_holm"].map(p_text),
                          "mean over seeds": signed("seeds_mean")}, index=table.index)
 
 
@@ -97,7 +98,7 @@ def order_results(
                          "top-1": t["top1"].map("{:.3f}".format), "95 % interval": span(t["low"], t["high"], ".3f"),
                          "below forward": ["" if pd.isna(d) else f"{d:+.3f}" for d in t["difference"]],
                          "interval of that": span(t["from"], t["to"], "+.3f"),
-                         "p": ["" if pd.isna(p) else "below 0.0001" if p < 1e-4 else f"{p:.4f}" for p in t["p"]]})
+                         "p": ["" if pd.isna(p) else p_text(p) for p in t["p"]]})
 
 # %% ../../nbs/7_run/79_publish.ipynb #cdd0c425
 def _fitted(
