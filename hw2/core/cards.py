@@ -64,9 +64,9 @@ REPORT_AND_SMALL = {
 KINETICS_45 = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 
 
-def _torchvision(backbone: str, weights: str, what: str, dim: int, paper: str, clip_fps: float | None = None, **facts) -> Card:
-    "A card of torchvision's network; one with `frames` is for clips."
-    clips, settings = "frames" in facts, {"clip_fps": clip_fps} if clip_fps else {}
+def _torchvision(backbone: str, weights: str, what: str, dim: int, paper: str, **facts) -> Card:
+    "A card of torchvision's network; one with `frames` is for clips; settings of the entry stand among the facts."
+    clips, settings = "frames" in facts, {k: facts.pop(k) for k in ("clip_fps", "engine") if k in facts}
     return Card({"kind": "clips" if clips else "frames", "backbone": backbone, "weights": weights} | settings, what, "torchvision", dim, paper,
                 "Kinetics-400" if clips else "ImageNet-1k", BSD, **facts)
 
@@ -83,7 +83,7 @@ TORCHVISION = {
                              size=(224, 224), **IMAGENET, parameters=25_557_032, gflop=8.18),
     "mvit_v2_s": _torchvision("mvit_v2_s", "KINETICS400_V1", "MViTv2-S, clips of 16 frames", 768,
                               "Li et al., MViTv2: Improved Multiscale Vision Transformers for Classification and Detection, CVPR 2022",
-                              7.5, frames=16, size=(224, 224), **KINETICS_45, parameters=34_537_744, gflop=128,
+                              clip_fps=7.5, engine="eager", frames=16, size=(224, 224), **KINETICS_45, parameters=34_537_744, gflop=128,
                               vector="class token after the last norm: what enters the classifier"),
     "swin3d_t": _torchvision("swin3d_t", "KINETICS400_V1", "Video Swin-T, clips of 32 frames", 768, "Liu et al., Video Swin Transformer, CVPR 2022",
                              frames=32, size=(224, 224), **IMAGENET, parameters=28_158_070, gflop=176),

@@ -23,6 +23,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
+from queue import SimpleQueue
 
 import torch
 from torch import nn
@@ -168,13 +169,18 @@ def to_openvino(
 
 def _openvino(module: nn.Module, example: torch.Tensor, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
     "OpenVINO's function for batches of this shape."
-    n, local = cores(), threading.local()
+    n, requests = cores(), SimpleQueue()
     config = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": n, "INFERENCE_NUM_THREADS": n, "ENABLE_CPU_PINNING": False}
     compiled = openvino_core().compile_model(to_openvino(module, example), "CPU", config)
+    for _ in range(n): requests.put(compiled.create_infer_request())  # now: to create one waits for batches that are being computed
 
     def function(x: torch.Tensor) -> torch.Tensor:
-        if not hasattr(local, "request"): local.request = compiled.create_infer_request()  # one per thread
-        return torch.from_numpy(local.request.infer(x.numpy())[0].copy())
+        request = requests.get()
+        try:
+            request.start_async(x.numpy())  # in one of the n streams
+            request.wait()
+            return torch.from_numpy(request.get_output_tensor(0).data.copy())
+        finally: requests.put(request)
     return function
 
 # %% ../../nbs/2_features/25_engine.ipynb #653ed848
