@@ -147,7 +147,7 @@ def extract_in_new_process(
 
 def _measured_extraction(files, params, work) -> dict:
     "The record of one extraction, measured in this process."
-    stage = Stage(Path(tempfile.mkdtemp(dir=work)), "extract")
+    stage = Stage(Path(tempfile.mkdtemp(dir=work)), "extract", interval=.1)
     extract_into_new_store(files, params, work)
     return stage.done()
 

@@ -9,6 +9,7 @@ __all__ = ['extract_chunk', 'retry_chunk', 'local_chunks', 'compute_device', 'ex
 import atexit
 import multiprocessing
 import platform
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from ..features.engine import EngineError, inference_threads
 # %% ../../nbs/3_extraction/35_compute.ipynb #14793670
 class _Batches:
     "Collects units across the videos of a chunk and hands each full batch to a thread."
-    def __init__(self, extractor: Extractor, pool: Executor): self.extractor, self.pool, self.waiting, self.futures = extractor, pool, [], []
+    def __init__(self, extractor: Extractor, pool: Executor): self.extractor, self.pool, self.waiting, self.futures = extractor, pool, [], deque()
 
     def add(self, unit: np.ndarray) -> None:
         self.waiting.append(unit)
@@ -40,9 +41,9 @@ class _Batches:
         if len(self.futures) > 2 * cores(): self.futures[-1 - 2 * cores()].result()  # so few batches wait for a thread
 
     def rows(self) -> Iterator[np.ndarray]:
-        "What was computed, in order."
+        "What was computed, in order; a batch that was handed out is not kept."
         self.flush()
-        for future in self.futures: yield from future.result()
+        while self.futures: yield from self.futures.popleft().result()
 
 # %% ../../nbs/3_extraction/35_compute.ipynb #7402cf9b
 def extract_chunk(

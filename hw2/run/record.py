@@ -145,17 +145,18 @@ class Stage:
     def __init__(self,
         run: Path,
         name: str,  # "extract", "train_sift", ...
+        interval: float = 1,  # seconds between two looks at the memory
     ):
-        self.run, self.name, self.start, self.peak = run, name, time.perf_counter(), 0
+        self.run, self.name, self.interval, self.start, self.peak = run, name, interval, time.perf_counter(), 0
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._sample, daemon=True)
         self._watch.start()
 
     def _sample(self):
-        "Measure when resident memory has grown, at least every ten seconds, and at the end."
+        "Measure when resident memory has grown, at least at every tenth look, and at the end."
         me, most, skipped, going = psutil.Process(), 0, 0, True
         while going:
-            going = not self._stop.wait(1)
+            going = not self._stop.wait(self.interval)
             tree = [me, *me.children(recursive=True)]
             resident, skipped = sum(map(_resident, tree)), skipped + 1
             if going and resident < 1.02 * most and skipped < 10: continue
