@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+import hw2.features.engine
+from hw2.core.devices import cores
 from hw2.core.params import read_params
 from hw2.data.probe import write_video
 from hw2.data.source import load_dataset
@@ -17,7 +20,7 @@ from hw2.extraction.extract import extract, stores_of
 from hw2.extraction.store import read_units
 from hw2.features.backbone import Backbone, BackboneSpec, cosines, embed
 from hw2.features.catalogue import choose_engines, extractors_of
-from hw2.features.engine import ENGINES, EngineError, check_engine, check_precision, rewrite
+from hw2.features.engine import ENGINES, EngineError, check_engine, check_precision, inference_threads, openvino_core, rewrite, runner
 from hw2.features.networks import build
 from hw2.features.weights import preprocessing
 
@@ -136,6 +139,24 @@ def extracted(clips, cache: str, **own) -> dict:
 def reference(clips) -> dict:
     "Extracted by torch in float32."
     return extracted(clips, "cache", engine="eager", precision="float32")
+
+
+def test_openvinos_requests_are_made_before_the_first_batch(monkeypatch):
+    "One that is made while another computes waits for it, and a core idles."
+    engine_or_skip("openvino")
+    core, made = openvino_core(), []
+
+    def compile_model(*arguments):
+        model = core.compile_model(*arguments)
+        make = model.create_infer_request
+        model.create_infer_request = lambda: made.append(threading.get_ident()) or make()
+        return model
+    monkeypatch.setattr(hw2.features.engine, "openvino_core", lambda: SimpleNamespace(compile_model=compile_model))
+    run, x = runner(nn.Linear(4, 2).eval().requires_grad_(False), "openvino"), torch.rand(3, 4)
+    with torch.inference_mode(): expected = run(x)
+    for _ in range(2):  # each time with new threads
+        with inference_threads() as pool: assert all(torch.equal(y, expected) for y in pool.map(run, [x] * 8))
+    assert made == [threading.get_ident()] * cores()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not restrict a process to some cores")
