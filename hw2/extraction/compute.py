@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..core.devices import cores
 from .cluster import WORKER, ClusterError, on_cluster
-from .decode import Spooled, become_worker, prefetch, worker_pool
+from .decode import Spooled, become_worker, prefetch, set_malloc, worker_pool
 from .store import Units
 from .workers import WorkerPool, is_transient
 from ..features.base import Extractor
@@ -97,6 +97,7 @@ def local_chunks(
     workers: WorkerPool,  # for the same extractors or more
 ) -> Iterator[tuple[pd.DataFrame, dict[str, list[Units]]] | None]:  # None after each video, and each chunk when it is done
     "Extract chunks on this machine; workers go on to the next chunk while the networks compute."
+    set_malloc(M_MMAP_THRESHOLD=128 * 2**10)  # freed batches go back to the kernel; between results that are kept they would pile up
     with inference_threads(compute_device(extractors)) as pool:
         prepared = prefetch(((root/p, features) for videos, features in todo for p in videos["path"]), workers)
         for videos, features in todo:

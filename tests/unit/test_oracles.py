@@ -1,6 +1,7 @@
 """Numbers and frames against independent ones: scikit-learn, brute force, a plain forward pass, the printed tables, and properties that must hold"""
 
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -546,6 +547,32 @@ def test_memory_does_not_grow_with_a_videos_length():
     "1,200 frames of 3,000 are wanted: 276 MB as decoded, 133 MB as prepared."
     short, long = map(int, subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True).stdout.split())
     assert long - short < 40
+
+
+EMBEDDED = """
+import tempfile
+from pathlib import Path
+import numpy as np
+import psutil
+from hw2.benchmark.workloads import extract_with
+from hw2.core.params import check_params
+from hw2.data.probe import write_video
+from hw2.extraction.decode import worker_pool
+pictures = np.random.default_rng(0).integers(0, 256, (7, 48, 64, 3), np.uint8)
+params = check_params({"device": "cpu", "workers": 1, "features": {"cnn": {"like": "convnext_mini", "fps": 25}}})
+with tempfile.TemporaryDirectory() as folder:
+    for n in [100, 8000]:
+        path = write_video(Path(folder)/f"{n}.mp4", (pictures[i % 7] for i in range(n)), 25, options={"preset": "ultrafast"})
+        assert len(extract_with(worker_pool, [path], params)["cnn"][0].units) == n
+        print(psutil.Process().memory_full_info().uss // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not told how to allocate")
+def test_memory_does_not_grow_with_what_was_embedded():
+    "Batches of 276 MB in all go through the network, 8 MB of embeddings are kept between them."
+    short, long = map(int, subprocess.run([sys.executable, "-c", EMBEDDED], check=True, capture_output=True, text=True).stdout.split())
+    assert long - short < 28
 
 
 # The demo's pairs
