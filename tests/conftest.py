@@ -12,6 +12,7 @@ from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import dask
 import pytest
 from click.testing import CliRunner
 from filelock import FileLock
@@ -25,9 +26,7 @@ TESTS = Path(__file__).parent
 DEMO = ROOT/"nbs/experiments/params/demo.yaml"
 FIRST = ["runs/test_experiments.py", "runs/test_tutorial.py", "runs/test_documented_commands.py", "unit/test_engines.py", "unit/test_libraries.py",
          "unit/test_pretraining.py", "faults/test_bad_videos.py"]  # the longest; one worker makes the tiny run, the tutorial on the other needs none of it
-ALONE = {"test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bytes", "test_ctrl_c_ends_everything_within_two_seconds",
-         "test_a_crash_a_hang_and_greed_cost_one_video_each", "test_what_was_given_up_is_tried_again_alone_and_leaves_no_trace",
-         "test_a_part_that_another_run_completed_is_not_spoiled", "test_importing_takes_less_than_a_third_of_a_second"}  # they measure time or have limits
+ALONE = {"test_ctrl_c_ends_everything_within_two_seconds", "test_importing_takes_less_than_a_third_of_a_second"}  # they measure time
 
 
 def pytest_addoption(parser):
@@ -144,6 +143,13 @@ def tiny_run(shared, tiny_demo, tiny_home, command) -> Run:
             assert done.returncode == 0, done.stderr
             said.write_text(json.dumps([done.stdout, done.stderr]))
     return Run(tiny_home/"runs/tiny", tiny_home, arguments, *json.loads(said.read_text()))
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> Iterator[None]:
+    "Dask waits a second for a scheduler's answer, here and in kernels."
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}): yield
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,10 @@ def cluster_client(
     scheduler: str,  # "local:N" or "tcp://host:port"
     seconds: float = 600,  # to wait for a first worker
 ) -> Iterator:  # a `distributed.Client` with at least one worker
-    "Start or find a Dask cluster; raises `ClusterError` where there is none."
+    "Start or find a Dask cluster; raises `ClusterError` where none answers within 10 seconds, or fewer by Dask's configuration."
     needs_dask(scheduler)
     import dask
+    from dask.utils import parse_timedelta
     from distributed import Client, LocalCluster
     with ExitStack() as stack:
         if scheduler.startswith("local:"):
@@ -40,7 +41,8 @@ def cluster_client(
             stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))  # so that a worker may start a process that decodes
             address = stack.enter_context(LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL))
         else: address = scheduler
-        try: client = stack.enter_context(Client(address, timeout=10))
+        answer = min(10, parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
+        try: client = stack.enter_context(Client(address, timeout=answer))
         except OSError as e:
             raise ClusterError(f"no Dask scheduler answers at {scheduler} ({e}); start one there with `dask scheduler`, or take scheduler: null") from e
         try: client.wait_for_workers(1, timeout=seconds)

@@ -8,11 +8,15 @@ __all__ = ['OWN', 'BUNDLED', 'BUILDING', 'convnext_mini', 'R2Plus1DMini', 'r2plu
 
 # %% ../../nbs/2_features/22_networks.ipynb #a69a798c
 import difflib
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -31,10 +35,21 @@ def declare_torchvision_operators() -> bool:  # True where they had to be declar
     for name in ["nms", "qnms"]: torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return True
 
+# %% ../../nbs/2_features/22_networks.ipynb #be04e1ff
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    "While torchvision is imported, a stand-in for the one function that it takes from `torch._dynamo`, which is imported when that is called."
+    name = "torch._dynamo.utils"
+    if name in sys.modules: yield; return
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].is_compile_supported = lambda device: import_module(name).is_compile_supported(device)
+    try: yield
+    finally: del sys.modules[name]
+
 # %% ../../nbs/2_features/22_networks.ipynb #ffb7bcc4
 declare_torchvision_operators()
 torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-import torchvision  # noqa: E402
+with without_compiler(): import torchvision  # noqa: E402
 from torchvision.models import get_model, list_models  # noqa: E402
 from torchvision.models.convnext import CNBlock, CNBlockConfig, ConvNeXt  # noqa: E402
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D  # noqa: E402

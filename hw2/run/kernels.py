@@ -28,7 +28,7 @@ from traitlets import default
 
 # %% ../../nbs/7_run/83_kernels.ipynb #46baacad
 PRELOAD = ("ipykernel.kernelapp", "pandas", "matplotlib.pyplot", "seaborn", "sklearn.cluster", "sklearn.manifold", "sklearn.linear_model", "statsmodels.api",
-           "cv2", "av", "pyarrow.parquet", "hw2.features.networks")  # the last one prepares torchvision for import and imports it
+           "cv2", "av", "pyarrow.parquet", "hw2.features.networks", "torch._dynamo")  # networks prepares torchvision for import; optimizers import the last
 
 
 def serve(

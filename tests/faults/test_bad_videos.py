@@ -6,7 +6,9 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -297,32 +299,37 @@ def test_stopping_at_a_bad_video_names_it(course):
 # Processes that are lost
 
 
-SPOIL = """
+OPEN = """
 import os, signal, time
 import av
 opened = av.open
 
 def spoiled(file, *args, **kwargs):
-    name = os.path.basename(str(file))
-    if name == "crash.mp4": os.abort()
-    if name == "hang.mp4": time.sleep(600)
-    if name == "greedy.mp4": bytearray(8 * 2**30)
-    if name == "killed.mp4": os.kill(os.getpid(), signal.SIGKILL)
+    here, name = os.path.split(str(file))
+    with open(here + "/spoil.py") as how: exec(how.read())
     return opened(file, *args, **kwargs)
 
 av.open = spoiled
 """
+SPOIL = """
+if name == "crash.mp4": os.abort()
+if name == "hang.mp4": time.sleep(600)
+if name == "greedy.mp4": bytearray(8 * 2**30)
+if name == "killed.mp4": os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture
-def spoiled_decoder(tmp_path, monkeypatch) -> Path:
-    "A folder of four good videos; what worker processes open fails in the way that the file's name says."
-    (tmp_path/"sitecustomize.py").write_text(SPOIL)
+def spoiled_decoder(tmp_path, monkeypatch) -> Iterator[Path]:
+    "A folder of four good videos; what worker processes open fails in the way that spoil.py says, which may change."
+    (tmp_path/"sitecustomize.py").write_text(OPEN)
+    (tmp_path/"spoil.py").write_text(SPOIL)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(workers, "START", multiprocessing.get_context("spawn"))  # a server that forks would be there already
     monkeypatch.setattr(workers, "time_limit", lambda path: 3)
     for i in range(4): video(tmp_path/f"{i}.mp4")
-    return tmp_path
+    _forkserver._stop()  # the next one imports sitecustomize
+    yield tmp_path
+    _forkserver._stop()
 
 
 def test_a_crash_a_hang_and_greed_cost_one_video_each(spoiled_decoder):
@@ -334,22 +341,13 @@ def test_a_crash_a_hang_and_greed_cost_one_video_each(spoiled_decoder):
     assert [u.units is None for u in units["sift"]] == [n in {"crash", "hang", "greedy"} for n in names]
 
 
-ALONE = """
-import os, time
-import av
-opened = av.open
-
-def watched(file, *args, **kwargs):
-    here, name = os.path.dirname(str(file)), os.path.basename(str(file))
-    if name == "crash.mp4": os.abort()
-    if name in {"hang.mp4", "greedy.mp4", "killed.mp4"}:
-        with open(here + "/busy", "w"): time.sleep(.3)
-        os.unlink(here + "/busy")
-        open(here + "/again-" + name, "a").close()
-    elif os.path.exists(here + "/busy"): open(here + "/beside-" + name, "w").close()
-    return opened(file, *args, **kwargs)
-
-av.open = watched
+WATCH = """
+if name == "crash.mp4": os.abort()
+if name in {"hang.mp4", "greedy.mp4", "killed.mp4"}:
+    with open(here + "/busy", "w"): time.sleep(.3)
+    os.unlink(here + "/busy")
+    open(here + "/again-" + name, "a").close()
+elif os.path.exists(here + "/busy"): open(here + "/beside-" + name, "w").close()
 """
 
 
@@ -364,12 +362,12 @@ def test_what_was_given_up_is_tried_again_alone_and_leaves_no_trace(spoiled_deco
     first = part()
     _, skipped, _ = extracted(spoiled_decoder, table, features=["sift", "cnn"])  # as before: nothing is written
     assert len(skipped) == 4 and part() == first
-    (spoiled_decoder/"sitecustomize.py").write_text(ALONE)
+    (spoiled_decoder/"spoil.py").write_text(WATCH)
     _, skipped, units = extracted(spoiled_decoder, table, features=["sift", "cnn"])
     assert skipped["cause"].tolist() == ["its decoder crashed (SIGABRT)"] and [u.units is None for u in units["cnn"]] == [n == "crash" for n in names]
     assert sorted(p.name for p in spoiled_decoder.glob("again-*")) == ["again-greedy.mp4", "again-hang.mp4", "again-killed.mp4"]
     assert list(spoiled_decoder.glob("beside-*")) == []
-    (spoiled_decoder/"sitecustomize.py").write_text(SPOIL.replace("hang", "-").replace("greedy", "-").replace("killed", "-"))
+    (spoiled_decoder/"spoil.py").write_text(SPOIL.replace("hang", "-").replace("greedy", "-").replace("killed", "-"))
     healed = part()
     for p in (spoiled_decoder/"cache").glob("*/part-*.parquet"): p.unlink()
     extracted(spoiled_decoder, table, features=["sift", "cnn"])
@@ -380,10 +378,10 @@ def test_a_part_that_another_run_completed_is_not_spoiled(spoiled_decoder, monke
     "The other run was done between the look at the store and the end of this one's stall."
     video(spoiled_decoder/"hang.mp4")
     table = [("0.mp4", "x"), ("hang.mp4", "y"), ("1.mp4", "x")]
-    (spoiled_decoder/"sitecustomize.py").write_text("")
+    (spoiled_decoder/"spoil.py").write_text("")
     extracted(spoiled_decoder, table, features=["sift"])
     before = {p: p.read_bytes() for p in (spoiled_decoder/"cache").glob("*/part-*.parquet")}
-    (spoiled_decoder/"sitecustomize.py").write_text(SPOIL)
+    (spoiled_decoder/"spoil.py").write_text(SPOIL)
     looked = []
     monkeypatch.setattr("hw2.extraction.extract.missing_chunks", lambda manifest, stores: looked.append(stores) or [(manifest, list(stores))])
     _, skipped, _ = extracted(spoiled_decoder, table, features=["sift"])
@@ -398,8 +396,9 @@ def test_a_worker_has_its_modules_from_the_server_that_forks_it():
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout == "True True\n"
 
 
-def test_workers_that_cannot_start_stop_the_run(spoiled_decoder):
+def test_workers_that_cannot_start_stop_the_run(spoiled_decoder, monkeypatch):
     "No video is blamed for it."
+    monkeypatch.setattr(workers, "START", multiprocessing.get_context("spawn"))  # each worker is an interpreter of its own
     (spoiled_decoder/"sitecustomize.py").write_text("import os, sys; '--multiprocessing-fork' in sys.orig_argv and os._exit(7)")
     with pytest.raises(RuntimeError, match="a worker process cannot be started: it ended with status 7"):
         extracted(spoiled_decoder, [("0.mp4", "x"), ("1.mp4", "y"), ("2.mp4", "x")], features=["sift"])

@@ -69,9 +69,10 @@ def test_networks_run_where_only_torch_is_installed():
             "from hw2.features import backbone, base, checkpoint, engine, hub, networks, package_index, pretrained, weights\n"
             "network = backbone.Backbone('convnext_mini', 'bundled', batch=4)\n"
             "frames = [network.prepare(f) for f in np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), np.uint8)]\n"
-            "print(json.dumps([backbone.embed(network, np.stack(frames)).shape, network.key(), sorted(m for m in sys.modules if m.startswith('hw2.data'))]))")
-    shape, key, data = in_new_process(code)
-    assert (shape, data) == ([3, 256], [])
+            "not_needed = sorted(m for m in sys.modules if m.startswith('hw2.data') or m == 'torch._dynamo')\n"  # torch's compiler: a second
+            "print(json.dumps([backbone.embed(network, np.stack(frames)).shape, network.key(), not_needed]))")
+    shape, key, not_needed = in_new_process(code)
+    assert (shape, not_needed) == ([3, 256], [])
     assert key == Backbone("convnext_mini", "bundled", batch=4).key() and key["av"] == version("av") == av.__version__
 
 

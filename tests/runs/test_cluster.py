@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import dask
 import numpy as np
 import psutil
 import pytest
@@ -128,7 +129,8 @@ def test_a_scheduler_that_is_lost_leaves_the_finished_parts(videos):
     first = Dataset(dataset.root, dataset.manifest.head(32), dataset.classes)
     extract(first, params | {"scheduler": "local:1"})
     before = {p.name: p.stat().st_mtime_ns for p in Path(params["cache"]).rglob("part-*.parquet")}
-    with pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9 .*dask scheduler"):
+    told = pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9 .*dask scheduler")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), told:
         extract(dataset, params | {"scheduler": "tcp://127.0.0.1:9"})
     extract(dataset, params)
     after = {p.name: p.stat().st_mtime_ns for p in Path(params["cache"]).rglob("part-*.parquet")}
@@ -153,7 +155,7 @@ def test_without_dask_the_extra_is_named(monkeypatch):
         with cluster_client("local:2"): pass
 
 
-def test_at_the_command_line(videos, monkeypatch, tmp_path):
+def test_at_the_command_line(videos, monkeypatch, tmp_path, impatient):
     "One line says what to do."
     monkeypatch.chdir(tmp_path)
     (tmp_path/"set.yaml").write_text(f"data: {videos}\nform: folders\nfeatures: [sift]\nscheduler: tcp://127.0.0.1:9\n")

@@ -37,7 +37,7 @@ def home(tmp_path_factory) -> Path:
     ("well.csv", {"scheduler": "tcp://127.0.0.1:9", "cache": "empty"}, "no Dask scheduler answers at tcp://127.0.0.1:9"),
     ("well.csv", {"folds": "3"}, "folds: 3, but the smallest class has 2 videos: wave"),
 ])
-def test_it_stops_where_the_run_would_stop(data, changed, words, home, invoke):
+def test_it_stops_where_the_run_would_stop(data, changed, words, home, invoke, impatient):
     given = {"data": data, "form": "csv", "features": "{sift: {words: 8}}", "workers": "1", "classifier": "{max_epochs: 2}", "cache": "cache"} | changed
     (home/"some.yaml").write_text("".join(f"{k}: {v}\n" for k, v in given.items()))
     name = f"{data}-{next(iter(changed), 'as-it-is')}"
