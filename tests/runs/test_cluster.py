@@ -66,7 +66,7 @@ def here(videos) -> tuple[dict[str, list[Units]], list]:
 
 
 def test_a_cluster_with_a_worker_killed_in_the_middle_gives_what_one_machine_gives(videos, here):
-    params, done = params_for(videos, "four", scheduler="local:4"), threading.Event()
+    params, done = params_for(videos, "two", scheduler="local:2"), threading.Event()
     killer = threading.Thread(target=kill_one, args=(Path(params["cache"]), done))
     killer.start()
     units, skipped = extracted(params)
