@@ -46,7 +46,7 @@ real: $(STAMP)
 	$(BIN)/hw2 publish weizmann --page docs/real-video.md
 
 soak: $(STAMP)
-	@$(TIMED); $(BIN)/python -m pytest --soak -m soak
+	@$(TIMED); $(BIN)/python -m pytest --soak -m soak -o faulthandler_timeout=0
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs

@@ -24,8 +24,9 @@ from hw2.run.cli import app
 
 TESTS = Path(__file__).parent
 DEMO = ROOT/"nbs/experiments/params/demo.yaml"
-FIRST = ["runs/test_experiments.py", "runs/test_tutorial.py", "runs/test_documented_commands.py", "unit/test_engines.py", "unit/test_libraries.py",
-         "unit/test_pretraining.py", "faults/test_bad_videos.py"]  # the longest; one worker makes the tiny run, the tutorial on the other needs none of it
+FIRST = ["runs/test_experiments.py", "runs/test_tutorial.py", "runs/test_documented_commands.py", "faults/test_interrupted.py", "runs/test_cluster.py",
+         "unit/test_engines.py", "unit/test_libraries.py", "unit/test_pretraining.py",
+         "faults/test_bad_videos.py"]  # the longest; one worker makes the tiny run, the tutorial on the other needs none of it
 ALONE = {"test_ctrl_c_ends_everything_within_two_seconds", "test_importing_takes_less_than_a_third_of_a_second"}  # they measure time
 
 

@@ -92,8 +92,8 @@ def test_a_seeds_predictions_stand_in_the_files_as_they_were_made(large):
 
 def test_a_table_is_written_in_blocks(tmp_path):
     "Twice the rows take no more memory."
-    p = pd.DataFrame(np.random.default_rng(0).random((10_000, 40), np.float32), columns=[f"p_{k}" for k in range(40)])
-    half, whole = (peak_mb(lambda table=table: write_csv(tmp_path/"table.csv", table)) for table in (p[:5_000], p))
+    p = pd.DataFrame(np.random.default_rng(0).random((20_000, 40), np.float32), columns=[f"p_{k}" for k in range(40)])
+    half, whole = (peak_mb(lambda table=table: write_csv(tmp_path/"table.csv", table)) for table in (p[:10_000], p))
     assert whole < 1.1 * half
     assert (tmp_path/"table.csv").read_text() == p.to_csv(index=False)
 
