@@ -28,6 +28,7 @@ from hw2.data.split import split_manifest
 from hw2.extraction.store import Units
 from hw2.features.backbone import Backbone, embed, locked_cached_property, needed_tensors
 from hw2.features.checkpoint import select_tensors
+from hw2.features.engine import inference_threads
 from hw2.features.networks import WeightsError, build
 from hw2.features.weights import load_weights, preprocessing, weights_file
 
@@ -346,7 +347,7 @@ def test_threads_build_one_network_once(monkeypatch):
         barrier.wait()
         return embed(backbones[i % 2], CLIP)
 
-    with ThreadPoolExecutor(6) as pool: vectors = list(pool.map(use, range(6)))
+    with inference_threads(n=6) as pool: vectors = list(pool.map(use, range(6)))
     assert len(made) == 2 and most == 1
     for v in vectors: np.testing.assert_array_equal(v, vectors[0])
     assert isinstance(Backbone.__dict__["network"], locked_cached_property)
