@@ -251,16 +251,16 @@ def test_training_videos_are_predicted_out_of_fold(tiny_run):
     assert [metrics[f]["cost"]["gflop"] for f in FEATURES] == [None, pytest.approx(of_card[0], rel=6e-3), of_card[1]]
 
 
-def test_a_finished_runs_suspects_are_listed(tiny_run, tmp_path, invoke):
+def test_a_finished_runs_suspects_are_listed(tiny_run, tmp_path, command):
     shutil.copytree(tiny_run.folder, tmp_path/"runs/tiny")
     (tmp_path/"runs/tiny/suspects.csv").unlink()
-    done = invoke("doctor", "--run", "tiny", cwd=tmp_path)
+    done = command("doctor", "--run", "tiny", cwd=tmp_path)
     n = len(pd.read_csv(tiny_run.folder/"suspects.csv"))
     assert done.returncode == 0 and done.stderr == "" and "Checked were the training videos." in done.stdout
     assert done.stdout.count("\n") == (min(n, 20) + (n > 20) + 5 if n else 3), done.stdout
     assert (tmp_path/"runs/tiny/suspects.csv").read_bytes() == (tiny_run.folder/"suspects.csv").read_bytes()
     for arguments, said in [(("--run", "nowhere"), "runs/nowhere: no run here; done are: tiny"), ((), "give either DATA or --run NAME")]:
-        done = invoke("doctor", *arguments, cwd=tmp_path)
+        done = command("doctor", *arguments, cwd=tmp_path)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and said in done.stderr
 
 
