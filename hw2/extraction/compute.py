@@ -53,6 +53,7 @@ def extract_chunk(
     pool: Executor,  # from `inference_threads`
 ) -> Iterator[dict[str, list[Units]] | None]:  # None after each video, at last the chunk by feature
     "Extract one chunk; a video that cannot be read becomes `Units` with its error."
+    set_malloc(M_MMAP_THRESHOLD=128 * 2**10, M_MMAP_MAX=65_536)  # freed batches go back to the kernel; between kept results they would pile up
     batches = {f: _Batches(e, pool) for f, e in extractors.items()}
     units = {f: [] for f in extractors}
     for content, (spooled, error) in zip(videos["content"], prepared):
@@ -97,7 +98,6 @@ def local_chunks(
     workers: WorkerPool,  # for the same extractors or more
 ) -> Iterator[tuple[pd.DataFrame, dict[str, list[Units]]] | None]:  # None after each video, and each chunk when it is done
     "Extract chunks on this machine; workers go on to the next chunk while the networks compute."
-    set_malloc(M_MMAP_THRESHOLD=128 * 2**10)  # freed batches go back to the kernel; between results that are kept they would pile up
     with inference_threads(compute_device(extractors)) as pool:
         prepared = prefetch(((root/p, features) for videos, features in todo for p in videos["path"]), workers)
         for videos, features in todo:

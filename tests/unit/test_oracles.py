@@ -525,6 +525,11 @@ def test_probing_counts_what_a_full_decode_finds():
         assert video.times[-1] < video.duration < video.times[-1] + 1
 
 
+def printed_numbers(code: str) -> list[int]:
+    "What the code prints in a process of its own."
+    return [int(n) for n in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()]
+
+
 MEMORY = """
 import resource, sys, tempfile
 import numpy as np
@@ -545,7 +550,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 def test_memory_does_not_grow_with_a_videos_length():
     "1,200 frames of 3,000 are wanted: 276 MB as decoded, 133 MB as prepared."
-    short, long = map(int, subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True).stdout.split())
+    short, long = printed_numbers(MEMORY)
     assert long - short < 40
 
 
@@ -557,9 +562,10 @@ import psutil
 from hw2.benchmark.workloads import extract_with
 from hw2.core.params import check_params
 from hw2.data.probe import write_video
-from hw2.extraction.decode import worker_pool
+from hw2.extraction.decode import become_worker, worker_pool
 pictures = np.random.default_rng(0).integers(0, 256, (7, 48, 64, 3), np.uint8)
 params = check_params({"device": "cpu", "workers": 1, "features": {"cnn": {"like": "convnext_mini", "fps": 25}}})
+become_worker(params)  # as the worker of a cluster, which embeds in the same process
 with tempfile.TemporaryDirectory() as folder:
     for n in [100, 8000]:
         path = write_video(Path(folder)/f"{n}.mp4", (pictures[i % 7] for i in range(n)), 25, options={"preset": "ultrafast"})
@@ -571,7 +577,7 @@ with tempfile.TemporaryDirectory() as folder:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not told how to allocate")
 def test_memory_does_not_grow_with_what_was_embedded():
     "Batches of 276 MB in all go through the network, 8 MB of embeddings are kept between them."
-    short, long = map(int, subprocess.run([sys.executable, "-c", EMBEDDED], check=True, capture_output=True, text=True).stdout.split())
+    short, long = printed_numbers(EMBEDDED)
     assert long - short < 24
 
 
